@@ -1,0 +1,71 @@
+# make help lists the targets.  Everything happens in virtual environments inside this folder;
+# PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_VENV ?= .venv-demo
+NATIVE ?= build/native
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.h')
+
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.PHONY: help build test check lint native pytest demo vectors bench fuzz clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The environment with all tools, PyTorch included.  Made anew when its inputs change.
+$(VENV)/ready: pyproject.toml constraints-dev.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lmzip needs Python 3.11 or newer; set PYTHON=")'
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints-dev.txt scikit-build-core pybind11
+	$(PIP) install -q -c constraints-dev.txt --no-build-isolation -e '.[dev]' \
+	  -C build-dir=build/python -C cmake.define.LMZIP_WERROR=ON
+	touch $@
+
+build: $(VENV)/ready ## build and install into .venv, warnings being errors
+	$(PIP) install -q --no-deps --no-build-isolation -e . \
+	  -C build-dir=build/python -C cmake.define.LMZIP_WERROR=ON
+
+test: lint native pytest ## everything: linters, native tests under sanitizers, all Python tests
+
+check: lint pytest ## linters and Python tests, without the native ones
+
+lint: build ## ruff, mypy, clang-format
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
+
+native: $(VENV)/ready ## tests/native under the address and undefined-behavior sanitizers
+	cmake -S . -B $(NATIVE) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLMZIP_PYTHON=OFF \
+	  -DLMZIP_NATIVE_TESTS=ON -DLMZIP_SANITIZE=ON -DLMZIP_WERROR=ON
+	cmake --build $(NATIVE) --parallel
+	ctest --test-dir $(NATIVE) --output-on-failure --no-tests=error
+
+pytest: build ## the Python tests
+	$(VENV)/bin/python -m pytest
+
+demo: ## compress, list, restore and compare a real text, in a fresh environment
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lmzip needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(DEMO_VENV)
+	$(DEMO_VENV)/bin/python -m pip --disable-pip-version-check install -q .
+	rm -rf build/demo && mkdir -p build/demo
+	$(DEMO_VENV)/bin/lmzip compress tests/data/alice29.txt -o build/demo/alice29.txt.lmz
+	$(DEMO_VENV)/bin/lmzip list build/demo/alice29.txt.lmz
+	$(DEMO_VENV)/bin/lmzip decompress build/demo/alice29.txt.lmz -o build/demo/alice29.txt
+	cmp tests/data/alice29.txt build/demo/alice29.txt
+	@echo "restored byte for byte"
+
+vectors: build ## write tests/vectors anew from the readable reference
+	$(VENV)/bin/python tests/vectors/make.py
+
+bench: build ## the coder beside constriction and torchac; results in bench/results
+	$(VENV)/bin/python -m pytest bench
+
+fuzz: build ## the properties with ten thousand examples each
+	HYPOTHESIS_PROFILE=deep $(VENV)/bin/python -m pytest -k "hypothesis or fuzz or property"
+
+clean: ## remove what was built and the virtual environments
+	rm -rf $(VENV) $(DEMO_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

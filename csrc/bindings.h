@@ -1,0 +1,9 @@
+// bindings.h: one function per area, each in its own py_*.cpp, all called by py_module.cpp.
+#pragma once
+#include <pybind11/pybind11.h>
+
+namespace lmzip {
+
+void bind_coder(pybind11::module_& m);
+
+}  // namespace lmzip

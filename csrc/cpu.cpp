@@ -1,0 +1,103 @@
+// cpu.cpp: see cpu.h.  Detection goes through the compiler's __builtin_cpu_supports, which also
+// asks the operating system whether it saves the wide registers.
+#include "cpu.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
+namespace lmzip {
+namespace {
+
+struct Named {
+  Kernel kernel;
+  std::string_view name;
+};
+constexpr Named kNames[] = {
+    {Kernel::kPortable, "portable"}, {Kernel::kAvx2, "avx2"}, {Kernel::kAvx512, "avx512"},
+    {Kernel::kVnni, "vnni"},         {Kernel::kNeon, "neon"}, {Kernel::kDotprod, "dotprod"},
+};
+
+std::vector<Kernel> detect() {
+  std::vector<Kernel> found = {Kernel::kPortable};
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi2")) return found;
+  found.push_back(Kernel::kAvx2);
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
+    return found;
+  }
+  found.push_back(Kernel::kAvx512);
+  if (__builtin_cpu_supports("avx512vnni")) found.push_back(Kernel::kVnni);
+#elif defined(__aarch64__)
+  found.push_back(Kernel::kNeon);
+#if defined(__linux__)
+  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) found.push_back(Kernel::kDotprod);
+#endif
+#endif
+  return found;
+}
+
+std::string usable_names() {
+  std::string names;
+  for (const Kernel kernel : usable_kernels()) {
+    if (!names.empty()) names += ", ";
+    names += kernel_name(kernel);
+  }
+  return names;
+}
+
+Kernel by_name(std::string_view name) {
+  for (const Kernel kernel : usable_kernels()) {
+    if (kernel_name(kernel) == name) return kernel;
+  }
+  throw std::invalid_argument("kernel \"" + std::string(name) +
+                              "\" (LMZIP_KERNEL) is unknown or cannot run here; usable: " + usable_names());
+}
+
+Kernel default_kernel() {
+  const char* forced = std::getenv("LMZIP_KERNEL");
+  return forced == nullptr || *forced == '\0' ? usable_kernels().back() : by_name(forced);
+}
+
+std::atomic<int>& active_slot() {
+  static std::atomic<int> slot{-1};  // -1: not asked yet
+  return slot;
+}
+
+}  // namespace
+
+std::string_view kernel_name(Kernel kernel) {
+  for (const Named& named : kNames) {
+    if (named.kernel == kernel) return named.name;
+  }
+  return "unknown";
+}
+
+const std::vector<Kernel>& usable_kernels() {
+  static const std::vector<Kernel> kernels = detect();
+  return kernels;
+}
+
+Kernel active_kernel() {
+  int value = active_slot().load(std::memory_order_relaxed);
+  if (value < 0) {
+    value = static_cast<int>(default_kernel());
+    active_slot().store(value, std::memory_order_relaxed);
+  }
+  return static_cast<Kernel>(value);
+}
+
+void set_active_kernel(std::string_view name) {
+  const Kernel kernel = name.empty() ? default_kernel() : by_name(name);
+  active_slot().store(static_cast<int>(kernel), std::memory_order_relaxed);
+}
+
+}  // namespace lmzip

@@ -1,0 +1,2 @@
+// distribution.h: a row of numbers -> integer intervals.
+#pragma once

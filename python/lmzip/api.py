@@ -1,0 +1,407 @@
+"""Compress and decompress bytes, at once or piece by piece, and look at compressed ones.
+
+In the shape of compression.zstd and lzma. Threads, devices and piece sizes never change a byte
+of the output. Files: file.py.
+"""
+
+import io
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from lmzip import models
+from lmzip.codec import DEFAULT_MEMORY_LIMIT, Codecs, FrameCodec, preset_named, usable_threads
+from lmzip.container import (
+    MAX_FRAME_SIZE,
+    MAX_LANES,
+    MODEL_METHODS,
+    FrameHeader,
+    ModelRef,
+    Parser,
+    StreamHeader,
+    Trailer,
+    is_safe_name,
+    pack_trailer,
+)
+from lmzip.frames import (
+    READ_SIZE,
+    EncodedFrame,
+    EncodeSettings,
+    FrameTask,
+    codec_of,
+    decode_all,
+    decode_frame,
+    encode_frame,
+    read_tasks,
+)
+from lmzip.models import ModelInfo
+from lmzip.seek_table import SeekTable, read_seek_table
+
+Buffer = bytes | bytearray | memoryview
+ModelName = str | os.PathLike[str] | ModelInfo
+
+
+def compress(
+    data: Buffer,
+    *,
+    preset: str | int | None = None,
+    model: ModelName | None = None,
+    lanes: int | None = None,
+    frame_size: int | None = None,
+    threads: int = 0,
+    device: str = "auto",
+    verify: bool = False,
+) -> bytes:
+    """Return `data` as one .lmz stream. The arguments are those of LmzCompressor."""
+    compressor = LmzCompressor(
+        preset=preset,
+        model=model,
+        lanes=lanes,
+        frame_size=frame_size,
+        threads=threads,
+        device=device,
+        verify=verify,
+    )
+    return compressor.compress(data) + compressor.flush()
+
+
+def decompress(
+    data: Buffer,
+    *,
+    model: ModelName | None = None,
+    memory_limit: int | None = DEFAULT_MEMORY_LIMIT,
+    threads: int = 0,
+    device: str = "auto",
+) -> bytes:
+    """Return the raw bytes of one or more concatenated .lmz streams.
+
+    `memory_limit` bounds the bytes that decoding takes beside the result; None lifts it.
+    Raises NotLmzError, TruncatedError, CorruptError, UnsupportedError, ModelMismatchError and
+    LimitError.
+    """
+    view = memoryview(data).cast("B")
+    pieces = (bytes(view[at : at + READ_SIZE]) for at in range(0, len(view), READ_SIZE))
+    codecs = open_codecs(model, device, threads, memory_limit)
+    return b"".join(decode_all(read_tasks(pieces, codecs), codecs.threads, memory_limit))
+
+
+class LmzCompressor:
+    """Raw bytes in pieces -> one .lmz stream in pieces.
+
+    `preset` is a name or a level 1..9; `model` a name, id or path (the default model if None);
+    `lanes` 1..4096 lanes per frame (fewer give smaller files, more decode faster); `frame_size`
+    the raw bytes per frame, up to 64 MiB; `threads` how many frames are encoded at once, 0 for
+    one per core; `verify` decodes each frame and compares before it is returned; `name` and
+    `mtime_ns` are kept in the header. Holds at most 2 * threads + 2 frames.
+
+    Raises ValueError for impossible settings, ModelMismatchError for an unknown model.
+    """
+
+    FLUSH_FRAME = 1  # end the frame: all bytes so far can be decoded
+    FLUSH_STREAM = 2  # end the stream: nothing may follow
+
+    def __init__(
+        self,
+        *,
+        preset: str | int | None = None,
+        model: ModelName | None = None,
+        lanes: int | None = None,
+        frame_size: int | None = None,
+        threads: int = 0,
+        device: str = "auto",
+        verify: bool = False,
+        name: str | None = None,
+        mtime_ns: int | None = None,
+    ) -> None:
+        chosen = preset_named(preset)
+        if lanes is not None and not 1 <= lanes <= MAX_LANES:
+            raise ValueError(f"lanes must be 1..{MAX_LANES}, got {lanes}")
+        if frame_size is not None and not 1 <= frame_size <= MAX_FRAME_SIZE:
+            raise ValueError(f"frame_size must be 1..{MAX_FRAME_SIZE} bytes, got {frame_size}")
+        if name is not None and not is_safe_name(name):
+            raise ValueError(f"{name!r} is not a plain file name")
+        codecs = open_codecs(model, device, threads, None)
+        self._settings = EncodeSettings(
+            codecs.for_preset(chosen), frame_size or chosen.frame_size, chosen.lanes, lanes, verify
+        )
+        self._writer = _StreamWriter(_model_ref(codecs, self._settings), name, mtime_ns)
+        self._threads = codecs.threads
+        self._pool: ThreadPoolExecutor | None = None
+        self._running: deque[Future[EncodedFrame]] = deque()
+        self._buffer = bytearray()
+        self._position = 0
+        self._ended = False
+
+    def compress(self, data: Buffer) -> bytes:
+        """Take raw bytes; return what compressed bytes are ready, perhaps none."""
+        self._check_open()
+        out = bytearray()
+        view = memoryview(data).cast("B")
+        while len(view):
+            piece = view[: self._settings.frame_size - len(self._buffer)]
+            self._buffer += piece
+            view = view[len(piece) :]
+            if len(self._buffer) == self._settings.frame_size:
+                out += self._submit()
+        return bytes(out + self._collect(wait=False))
+
+    def flush(self, mode: int = FLUSH_STREAM) -> bytes:
+        """Return all that is left, and end the frame or the stream."""
+        self._check_open()
+        if mode not in (self.FLUSH_FRAME, self.FLUSH_STREAM):
+            raise ValueError(f"flush mode must be FLUSH_FRAME or FLUSH_STREAM, got {mode!r}")
+        out = bytearray(self._submit() if self._buffer else b"")
+        out += self._collect(wait=True)
+        out += self._writer.end() if mode == self.FLUSH_STREAM else self._writer.release()
+        if mode == self.FLUSH_STREAM:
+            self._close()
+        return bytes(out)
+
+    def _submit(self) -> bytes:
+        """Start to encode the buffer; return what had to be finished to make room for it."""
+        out = b""
+        while len(self._running) >= 2 * self._threads:
+            out += self._next_result()
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="lmzip")
+        data, self._buffer = bytes(self._buffer), bytearray()
+        self._running.append(self._pool.submit(encode_frame, data, self._position, self._settings))
+        self._position += len(data)
+        return out
+
+    def _collect(self, *, wait: bool) -> bytes:
+        out = bytearray()
+        while self._running and (wait or self._running[0].done()):
+            out += self._next_result()
+        return bytes(out)
+
+    def _next_result(self) -> bytes:
+        try:
+            return self._writer.add(self._running[0].result())
+        except BaseException:
+            self._close()
+            raise
+        finally:
+            self._running.popleft()
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise ValueError("the stream has ended; use a new LmzCompressor")
+
+    def _close(self) -> None:
+        self._ended = True
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+
+class LmzDecompressor:
+    """One .lmz stream in pieces -> raw bytes in pieces.
+
+    `eof` is True behind the end of the stream; `unused_data` holds what follows it, such as
+    another stream; `needs_input` is True if more input is needed before more output can come.
+    Holds one frame, and the input that it was given and could not use yet.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: ModelName | None = None,
+        memory_limit: int | None = DEFAULT_MEMORY_LIMIT,
+        device: str = "auto",
+    ) -> None:
+        self._codecs = open_codecs(model, device, 1, memory_limit)
+        self._parser = Parser(one_stream=True)
+        self._stream = StreamHeader()
+        self._head: tuple[FrameHeader, FrameCodec | None] | None = None
+        self._ready = memoryview(b"")
+        self.eof = False
+        self.needs_input = True
+        self.unused_data = b""
+
+    def decompress(self, data: Buffer, max_length: int = -1) -> bytes:
+        """Take compressed bytes; return up to max_length raw ones (all there are if negative).
+
+        Raises EOFError behind the end of the stream, and the errors of decompress().
+        """
+        if self.eof:
+            raise EOFError("the stream has ended; unused_data holds what follows it")
+        self._parser.feed(memoryview(data).cast("B"))
+        out = bytearray()
+        while max_length < 0 or len(out) < max_length:
+            if not self._ready and not self._next_frame():
+                break
+            room = len(self._ready) if max_length < 0 else max_length - len(out)
+            out += self._ready[:room]
+            self._ready = self._ready[room:]
+        return bytes(out)
+
+    def _next_frame(self) -> bool:
+        """Decode the next frame into _ready; False if the input or the stream ends first."""
+        self.needs_input = False
+        while (record := self._parser.next_record()) is not None:
+            if isinstance(record, StreamHeader):
+                self._stream = record
+            elif isinstance(record, FrameHeader):
+                self._head = record, codec_of(record, self._stream, self._codecs)
+            elif isinstance(record, Trailer):
+                self.eof = True
+                self.unused_data = self._parser.rest()
+                return False
+            elif self._head is not None:
+                header, codec = self._head
+                self._ready = memoryview(decode_frame(FrameTask(header, record, codec)))
+                return True
+        self.needs_input = True
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class FrameInfo:
+    """One frame: where it lies in the file, what it holds and how it is coded."""
+
+    offset: int
+    compressed_size: int
+    raw_offset: int
+    raw_size: int
+    method: str
+    lanes: int
+    table_bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """One stream of a file."""
+
+    offset: int
+    compressed_size: int
+    raw_size: int
+    frames: int
+    indexed: bool
+    model: ModelRef | None
+    name: str | None
+    mtime_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """What a file or buffer holds, read without decoding. Sizes in bytes."""
+
+    compressed_size: int
+    raw_size: int
+    streams: tuple[StreamInfo, ...]
+    frames: tuple[FrameInfo, ...]
+
+    @property
+    def ratio(self) -> float:
+        """Compressed size over raw size; 0.0 for an empty one."""
+        return self.compressed_size / self.raw_size if self.raw_size else 0.0
+
+
+def inspect(source: Buffer | str | os.PathLike[str] | BinaryIO) -> FileInfo:
+    """Look at compressed bytes, a path or a seekable binary file, without decoding a frame.
+
+    Raises what decompress() raises for damage to the structure; damage to payloads is not seen.
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _inspect_file(io.BytesIO(source))
+    if isinstance(source, str | os.PathLike):
+        with Path(source).open("rb") as file:
+            return _inspect_file(file)
+    return _inspect_file(source)
+
+
+def open_codecs(
+    model: ModelName | None, device: str, threads: int, memory_limit: int | None
+) -> Codecs:
+    """Resolve the user's model, device and threads."""
+    found = models.find(model) if isinstance(model, str | os.PathLike) else model
+    return Codecs(found, device, usable_threads(threads), memory_limit)
+
+
+def _inspect_file(file: BinaryIO) -> FileInfo:
+    table = read_seek_table(file)
+    return FileInfo(
+        compressed_size=file.seek(0, 2),
+        raw_size=table.raw_size,
+        streams=tuple(
+            StreamInfo(
+                stream.offset,
+                stream.size,
+                stream.raw_size,
+                stream.frames,
+                stream.indexed,
+                stream.header.model,
+                stream.header.name,
+                stream.header.mtime_ns,
+            )
+            for stream in table.streams
+        ),
+        frames=tuple(_frame_infos(file, table)),
+    )
+
+
+def _frame_infos(file: BinaryIO, table: SeekTable) -> Iterator[FrameInfo]:
+    for i in range(len(table)):
+        head = table.read_head(file, i)
+        yield FrameInfo(
+            table.starts[i],
+            table.sizes[i],
+            table.raw_starts[i],
+            head.raw_size,
+            head.method_name,
+            head.lanes,
+            head.table_bits,
+        )
+
+
+def _model_ref(codecs: Codecs, settings: EncodeSettings) -> ModelRef | None:
+    if not any(codec.method in MODEL_METHODS for codec in settings.codecs):
+        return None
+    model = codecs.model or models.default()
+    return model.ref if model else None
+
+
+class _StreamWriter:
+    """Encoded frames in order -> the bytes of a stream.
+
+    The header waits for the second frame: a stream that turns out to need no model, having no
+    frame or one that was coded without it, does not name one.
+    """
+
+    def __init__(self, model: ModelRef | None, name: str | None, mtime_ns: int | None) -> None:
+        self._header = StreamHeader(model, name, mtime_ns)
+        self._header_size = 0
+        self._held: EncodedFrame | None = None
+        self._entries: list[tuple[int, int]] = []
+
+    def add(self, frame: EncodedFrame) -> bytes:
+        self._entries.append((len(frame.record), frame.header.raw_size))
+        if len(self._entries) == 1:
+            self._held = frame
+            return b""
+        return self.release() + frame.record
+
+    def release(self) -> bytes:
+        """Let the header and the first frame go, if there is one and they have not gone."""
+        if self._held is None:
+            return b""
+        record, self._held = self._held.record, None
+        return self._pack_header() + record
+
+    def end(self) -> bytes:
+        out = b""
+        if not self._header_size:
+            if self._held is None or self._held.header.method not in MODEL_METHODS:
+                self._header = StreamHeader(None, self._header.name, self._header.mtime_ns)
+            out = self.release() if self._held else self._pack_header()
+        return out + pack_trailer(self._header_size, self._entries)
+
+    def _pack_header(self) -> bytes:
+        packed = self._header.pack()
+        self._header_size = len(packed)
+        return packed

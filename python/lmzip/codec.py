@@ -1,0 +1,206 @@
+"""The seam between the container and the engines: methods, presets, and what codes a frame.
+
+An engine is a FrameCodec; a factory in _FACTORIES makes it for a method. Nothing else in the
+package asks which engines exist. Engines are imported when they are first needed.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lmzip import models
+from lmzip.container import (
+    METHOD_MIXER,
+    METHOD_NETWORK,
+    METHOD_NETWORK_MIXER,
+    METHOD_ORDER0,
+    MODEL_METHODS,
+    FrameHeader,
+    StreamHeader,
+)
+from lmzip.errors import LimitError, UnsupportedError
+from lmzip.models import ModelInfo
+
+DEFAULT_MEMORY_LIMIT = 1 << 30
+DEVICES = ("auto", "cpu", "cuda")
+
+
+class FrameCodec(Protocol):
+    """Codes whole frames with one method, model and device. Safe to call from several threads.
+
+    A frame of n bytes and L lanes is cut into pieces of ceil(n / L) bytes, the last ones shorter
+    or empty; there is one payload per piece, empty for an empty piece.
+    """
+
+    @property
+    def method(self) -> int: ...
+    @property
+    def table_bits(self) -> int: ...  # written in the frame; 0 for no tables
+    @property
+    def model_id(self) -> bytes: ...  # SHA-256 of the model file; 32 zero bytes for no model
+    @property
+    def model_name(self) -> str: ...
+    def memory_needed(self, raw_size: int, lanes: int) -> int:
+        """Bytes that decoding such a frame takes beyond its raw bytes and payload, at most."""
+
+    def encode_frame(self, data: memoryview | bytes, lanes: int) -> list[bytes]: ...
+    def decode_frame(self, payloads: Sequence[bytes], raw_size: int) -> bytes:
+        """Return exactly raw_size bytes. CorruptError if the payloads cannot be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodecRequest:
+    """What a factory gets. `model` is set for the methods that need one."""
+
+    method: int
+    table_bits: int
+    model: ModelInfo | None
+    device: str
+    threads: int
+
+
+def _order0(request: CodecRequest) -> FrameCodec:  # noqa: ARG001
+    from lmzip.order0 import Order0Codec
+
+    return Order0Codec()
+
+
+_FACTORIES: dict[int, Callable[[CodecRequest], FrameCodec]] = {METHOD_ORDER0: _order0}
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """How to encode. Of `methods`, those that are built in (and have a model) are tried."""
+
+    name: str
+    methods: tuple[int, ...]
+    table_bits: int
+    frame_size: int
+    lanes: int
+    summary: str
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset("fast", (METHOD_MIXER,), 22, 4 << 20, 1, "no network"),
+        Preset("default", (METHOD_NETWORK_MIXER, METHOD_MIXER), 22, 1 << 20, 16, "network"),
+        Preset("best", (METHOD_NETWORK_MIXER, METHOD_MIXER), 24, 4 << 20, 4, "fewer lanes"),
+        Preset("network", (METHOD_NETWORK,), 0, 1 << 20, 16, "network alone"),
+        Preset("order0", (METHOD_ORDER0,), 0, 1 << 20, 1, "byte counts; for tests"),
+    )
+}
+LEVELS = {
+    level: "fast" if level < 4 else "default" if level < 7 else "best" for level in range(1, 10)
+}
+MIN_LANE_SIZE = 4096  # a lane starts without history: short ones cost more than they save
+
+
+def preset_named(preset: str | int | None) -> Preset:
+    """Return the preset for a name or a level 1..9. ValueError if there is none."""
+    name = LEVELS.get(preset) if isinstance(preset, int) else preset or "default"
+    if name not in PRESETS:
+        raise ValueError(
+            f"no preset is called {preset!r}: there are {', '.join(PRESETS)} and levels 1 to 9"
+        )
+    return PRESETS[name]
+
+
+def lanes_for(raw_size: int, wanted: int) -> int:
+    """How many lanes a frame gets when the user has not said."""
+    return max(1, min(wanted, raw_size // MIN_LANE_SIZE))
+
+
+def usable_threads(threads: int) -> int:
+    """0 stands for all the cores that this process may use."""
+    if threads < 0:
+        raise ValueError(f"threads must be 0 (all cores) or more, got {threads}")
+    if threads:
+        return threads
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass
+class Codecs:
+    """Opens the codecs that frames need, once each. Not for several threads at once."""
+
+    model: ModelInfo | None = None  # the one the user has named
+    device: str = "auto"
+    threads: int = 1
+    memory_limit: int | None = DEFAULT_MEMORY_LIMIT
+    _open: dict[tuple[int, int, bytes], FrameCodec] = field(default_factory=dict)
+
+    def for_preset(self, preset: Preset) -> list[FrameCodec]:
+        """The codecs to choose from when encoding; order 0 where no better one is built in."""
+        model = self.model or models.default()
+        wanted = [
+            method
+            for method in preset.methods
+            if method in _FACTORIES and (model or method not in MODEL_METHODS)
+        ]
+        if not wanted:
+            return [self._codec(METHOD_ORDER0, 0, None)]
+        return [self._codec(method, preset.table_bits, model) for method in wanted]
+
+    def for_frame(self, stream: StreamHeader, frame: FrameHeader) -> FrameCodec:
+        """The codec of a coded frame, checked against the memory limit before it is opened.
+
+        Raises UnsupportedError, ModelMismatchError, LimitError.
+        """
+        if frame.method not in _FACTORIES:
+            raise UnsupportedError(
+                f"a frame is coded with {frame.method_name!r}, which this lmzip cannot decode: "
+                "update lmzip-codec"
+            )
+        model = None
+        if frame.method in MODEL_METHODS:
+            model = self._model_of(stream)
+        self._check_memory(frame, frame.raw_size + frame.payload_size + _table_size(frame))
+        codec = self._codec(frame.method, frame.table_bits, model)
+        self._check_memory(frame, frame_memory(frame, codec))
+        return codec
+
+    def check_stored(self, frame: FrameHeader) -> None:
+        self._check_memory(frame, frame_memory(frame, None))
+
+    def _model_of(self, stream: StreamHeader) -> ModelInfo:
+        if stream.model is not None:
+            return models.for_ref(stream.model, self.model)
+        found = self.model or models.default()
+        if found is None:
+            raise UnsupportedError("a frame needs a model, but its stream names none")
+        return found
+
+    def _check_memory(self, frame: FrameHeader, needed: int) -> None:
+        if self.memory_limit is not None and needed > self.memory_limit:
+            raise LimitError(
+                f"decoding a frame of {frame.raw_size} bytes ({frame.method_name}, "
+                f"{frame.lanes} lanes) needs {mebibytes(needed)}; the limit is "
+                f"{mebibytes(self.memory_limit)}: raise it with -M"
+            )
+
+    def _codec(self, method: int, table_bits: int, model: ModelInfo | None) -> FrameCodec:
+        if method not in MODEL_METHODS:
+            model = None
+        key = method, table_bits, model.id if model else b""
+        if key not in self._open:
+            request = CodecRequest(method, table_bits, model, self.device, self.threads)
+            self._open[key] = _FACTORIES[method](request)
+        return self._open[key]
+
+
+def frame_memory(frame: FrameHeader, codec: FrameCodec | None) -> int:
+    """Bytes of memory that decoding a frame takes at most; `codec` is None for a stored frame."""
+    needed = frame.raw_size + frame.payload_size
+    return needed + (codec.memory_needed(frame.raw_size, frame.lanes) if codec else 0)
+
+
+def mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):.1f} MiB"
+
+
+def _table_size(frame: FrameHeader) -> int:
+    return 1 << frame.table_bits if frame.table_bits else 0

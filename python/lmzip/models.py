@@ -1,0 +1,142 @@
+"""Model files: which there are, what they are called, and which one a stream asks for.
+
+Reads only the JSON header of a .safetensors file; the weights are the engine's business. A model
+is identified by the SHA-256 of its whole file. Models are looked for in the package, then in the
+folders of LMZIP_MODEL_PATH, then in the user's data folder. A stream can only name a model: no
+path in a file is ever followed.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from lmzip._version import __version__
+from lmzip.container import MAX_LABEL_SIZE, MODEL_ID_SIZE, ModelRef
+from lmzip.errors import LmzipError, ModelMismatchError, UnsupportedError
+
+SUFFIX = ".safetensors"
+MAX_JSON_SIZE = 1 << 20
+BUNDLED = Path(__file__).parent / "models"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """One model file. `id` is the SHA-256 (32 bytes); `parameters` is 0 where not stated."""
+
+    path: Path
+    id: bytes
+    name: str
+    release: str
+    parameters: int
+    licence: str
+    size: int
+    bundled: bool
+
+    @property
+    def ref(self) -> ModelRef:
+        label = f"{self.name}@{self.release}"
+        return ModelRef(self.id[:MODEL_ID_SIZE], label.encode()[:MAX_LABEL_SIZE].decode("utf-8"))
+
+    def matches(self, ref: ModelRef) -> bool:
+        return self.id.startswith(ref.id)
+
+
+def folders() -> list[Path]:
+    """The folders that are searched, in this order."""
+    data_home = os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser()
+    listed = os.environ.get("LMZIP_MODEL_PATH", "").split(os.pathsep)
+    return [BUNDLED, *(Path(name) for name in listed if name), Path(data_home) / "lmzip" / "models"]
+
+
+def available() -> Iterator[ModelInfo]:
+    """Yield each readable model of `folders()`. Files that are no models are passed over."""
+    for folder in folders():
+        for path in sorted(folder.glob(f"*{SUFFIX}")):
+            try:
+                yield read(path)
+            except (OSError, LmzipError):
+                continue
+
+
+def default() -> ModelInfo | None:
+    """The model used when none is named: LMZIP_MODEL, else the first that is bundled."""
+    chosen = os.environ.get("LMZIP_MODEL")
+    if chosen:
+        return find(chosen)
+    return next((model for model in available() if model.bundled), None)
+
+
+def find(name: str | os.PathLike[str]) -> ModelInfo:
+    """Find a model by path, name or the first digits of its id. ModelMismatchError if none."""
+    text = os.fspath(name)
+    if os.sep in text or text.endswith(SUFFIX):
+        return read(Path(text))
+    known = list(available())
+    found = [model for model in known if text in (model.name, f"{model.name}@{model.release}")]
+    if not found and len(text) >= 4:
+        found = [model for model in known if model.id.hex().startswith(text.lower())]
+    if not found:
+        names = ", ".join(sorted({model.name for model in known})) or "none"
+        raise ModelMismatchError(
+            f"no model is called {text!r}; there are: {names}; "
+            f"give a path that ends in {SUFFIX}, or add its folder to LMZIP_MODEL_PATH"
+        )
+    return found[0]
+
+
+def for_ref(ref: ModelRef, offered: ModelInfo | None = None) -> ModelInfo:
+    """Find the model that a stream asks for. ModelMismatchError says which one is missing."""
+    if offered is not None:
+        if offered.matches(ref):
+            return offered
+        raise ModelMismatchError(
+            f"the file needs the model {ref}; the model given is "
+            f"{offered.name!r} (id {offered.id[:MODEL_ID_SIZE].hex()})"
+        )
+    for model in available():
+        if model.matches(ref):
+            return model
+    raise ModelMismatchError(
+        f"the file needs the model {ref}; it is not installed: give its file with --model or "
+        "add its folder to LMZIP_MODEL_PATH"
+    )
+
+
+def read(path: Path) -> ModelInfo:
+    """Read the header and the id of a model file. UnsupportedError if it is no model file."""
+    stat = path.stat()
+    return _read(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, mtime_ns: int, size: int) -> ModelInfo:  # noqa: ARG001 (cache key)
+    with path.open("rb") as file:
+        metadata = _metadata(path, file.read(8 + MAX_JSON_SIZE))
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").digest()
+    parameters = metadata.get("parameters", "")
+    return ModelInfo(
+        path=path,
+        id=digest,
+        name=metadata.get("name") or path.stem,
+        release=metadata.get("release") or __version__,
+        parameters=int(parameters) if parameters.isdecimal() else 0,
+        licence=metadata.get("licence") or metadata.get("license") or "",
+        size=size,
+        bundled=path.parent == BUNDLED,
+    )
+
+
+def _metadata(path: Path, head: bytes) -> Mapping[str, str]:
+    size = int.from_bytes(head[:8], "little")
+    try:
+        if len(head) < 8 or size > min(MAX_JSON_SIZE, len(head) - 8):
+            raise ValueError
+        metadata = json.loads(head[8 : 8 + size]).get("__metadata__", {})
+        return {str(key): str(value) for key, value in metadata.items()}
+    except (ValueError, AttributeError, RecursionError):
+        raise UnsupportedError(f"{path} is not a model file: its header is not JSON") from None

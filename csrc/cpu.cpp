@@ -28,7 +28,10 @@ std::vector<Kernel> detect() {
   std::vector<Kernel> found = {Kernel::kPortable};
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi2")) return found;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi2") ||
+      !__builtin_cpu_supports("f16c")) {
+    return found;
+  }
   found.push_back(Kernel::kAvx2);
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
@@ -58,8 +61,9 @@ Kernel by_name(std::string_view name) {
   for (const Kernel kernel : usable_kernels()) {
     if (kernel_name(kernel) == name) return kernel;
   }
-  throw std::invalid_argument("kernel \"" + std::string(name) +
-                              "\" (LMZIP_KERNEL) is unknown or cannot run here; usable: " + usable_names());
+  throw std::invalid_argument(
+      "kernel \"" + std::string(name) +
+      "\" (LMZIP_KERNEL) is unknown or cannot run here; usable: " + usable_names());
 }
 
 Kernel default_kernel() {

@@ -15,7 +15,7 @@ namespace lmzip {
 enum class Kernel : int {
   kPortable = 0,
   // x86-64
-  kAvx2 = 10,    // AVX2 and BMI2
+  kAvx2 = 10,    // AVX2, BMI2, F16C
   kAvx512 = 11,  // + AVX-512 F, BW, DQ, VL
   kVnni = 12,    // + AVX-512 VNNI
   // AArch64

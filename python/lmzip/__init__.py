@@ -20,15 +20,35 @@ from lmzip.errors import (
 )
 
 if TYPE_CHECKING:
+    from lmzip.api import FileInfo as FileInfo
+    from lmzip.api import FrameInfo as FrameInfo
+    from lmzip.api import LmzCompressor as LmzCompressor
+    from lmzip.api import LmzDecompressor as LmzDecompressor
+    from lmzip.api import StreamInfo as StreamInfo
+    from lmzip.api import compress as compress
+    from lmzip.api import decompress as decompress
+    from lmzip.api import inspect as inspect
     from lmzip.coder import Decoder as Decoder
     from lmzip.coder import Encoder as Encoder
     from lmzip.coder import kernels as kernels
+    from lmzip.file import LmzFile as LmzFile
+    from lmzip.file import open as open
 
 # name -> the module that defines it; add a line here and one above for each public name
 _LAZY = {
     "Decoder": "lmzip.coder",
     "Encoder": "lmzip.coder",
+    "FileInfo": "lmzip.api",
+    "FrameInfo": "lmzip.api",
+    "LmzCompressor": "lmzip.api",
+    "LmzDecompressor": "lmzip.api",
+    "LmzFile": "lmzip.file",
+    "StreamInfo": "lmzip.api",
+    "compress": "lmzip.api",
+    "decompress": "lmzip.api",
+    "inspect": "lmzip.api",
     "kernels": "lmzip.coder",
+    "open": "lmzip.file",
 }
 
 __all__ = [

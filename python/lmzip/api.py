@@ -118,10 +118,7 @@ class LmzCompressor:
         mtime_ns: int | None = None,
     ) -> None:
         chosen = preset_named(preset)
-        if lanes is not None and not 1 <= lanes <= MAX_LANES:
-            raise ValueError(f"lanes must be 1..{MAX_LANES}, got {lanes}")
-        if frame_size is not None and not 1 <= frame_size <= MAX_FRAME_SIZE:
-            raise ValueError(f"frame_size must be 1..{MAX_FRAME_SIZE} bytes, got {frame_size}")
+        check_settings(lanes, frame_size)
         if name is not None and not is_safe_name(name):
             raise ValueError(f"{name!r} is not a plain file name")
         codecs = open_codecs(model, device, threads, None)
@@ -135,6 +132,11 @@ class LmzCompressor:
         self._buffer = bytearray()
         self._position = 0
         self._ended = False
+
+    @property
+    def raw_done(self) -> int:
+        """Raw bytes whose frames have been returned, or are held as the first of the stream."""
+        return self._writer.raw_size
 
     def compress(self, data: Buffer) -> bytes:
         """Take raw bytes; return what compressed bytes are ready, perhaps none."""
@@ -315,6 +317,14 @@ def inspect(source: Buffer | str | os.PathLike[str] | BinaryIO) -> FileInfo:
     return _inspect_file(source)
 
 
+def check_settings(lanes: int | None, frame_size: int | None) -> None:
+    """ValueError for what the format does not allow."""
+    if lanes is not None and not 1 <= lanes <= MAX_LANES:
+        raise ValueError(f"lanes must be 1..{MAX_LANES}, got {lanes}")
+    if frame_size is not None and not 1 <= frame_size <= MAX_FRAME_SIZE:
+        raise ValueError(f"the frame size must be 1..{MAX_FRAME_SIZE} bytes, got {frame_size}")
+
+
 def open_codecs(
     model: ModelName | None, device: str, threads: int, memory_limit: int | None
 ) -> Codecs:
@@ -378,8 +388,10 @@ class _StreamWriter:
         self._header_size = 0
         self._held: EncodedFrame | None = None
         self._entries: list[tuple[int, int]] = []
+        self.raw_size = 0
 
     def add(self, frame: EncodedFrame) -> bytes:
+        self.raw_size += frame.header.raw_size
         self._entries.append((len(frame.record), frame.header.raw_size))
         if len(self._entries) == 1:
             self._held = frame

@@ -12,9 +12,11 @@ from typing import Protocol
 from lmzip import models
 from lmzip.container import (
     METHOD_MIXER,
+    METHOD_NAMES,
     METHOD_NETWORK,
     METHOD_NETWORK_MIXER,
     METHOD_ORDER0,
+    METHOD_STORED,
     MODEL_METHODS,
     FrameHeader,
     StreamHeader,
@@ -95,6 +97,11 @@ LEVELS = {
     level: "fast" if level < 4 else "default" if level < 7 else "best" for level in range(1, 10)
 }
 MIN_LANE_SIZE = 4096  # a lane starts without history: short ones cost more than they save
+
+
+def method_names() -> list[str]:
+    """The methods that this installation can decode."""
+    return [METHOD_NAMES[method] for method in sorted({METHOD_STORED, *_FACTORIES})]
 
 
 def preset_named(preset: str | int | None) -> Preset:

@@ -134,10 +134,15 @@ def decode_frame(task: FrameTask) -> bytes:
     return raw
 
 
-def read_tasks(pieces: Iterable[bytes], codecs: Codecs) -> Iterator[FrameTask]:
+def read_tasks(
+    pieces: Iterable[bytes],
+    codecs: Codecs,
+    on_stream: Callable[[StreamHeader], None] = lambda _: None,
+) -> Iterator[FrameTask]:
     """Compressed bytes in pieces -> frames to decode, across concatenated streams.
 
-    Limits are checked on each head, before its payload is waited for.
+    `on_stream` is told each stream header. Limits are checked on each head, before its payload
+    is waited for.
     Raises NotLmzError, TruncatedError, CorruptError, UnsupportedError, ModelMismatchError,
     LimitError.
     """
@@ -149,6 +154,7 @@ def read_tasks(pieces: Iterable[bytes], codecs: Codecs) -> Iterator[FrameTask]:
         while (record := parser.next_record()) is not None:
             if isinstance(record, StreamHeader):
                 stream = record
+                on_stream(stream)
             elif isinstance(record, FrameHeader):
                 head = record, codec_of(record, stream, codecs)
             elif not isinstance(record, Trailer) and head is not None:

@@ -8,24 +8,26 @@ path in a file is ever followed.
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from lmzip._version import __version__
 from lmzip.container import MAX_LABEL_SIZE, MODEL_ID_SIZE, ModelRef
 from lmzip.errors import LmzipError, ModelMismatchError, UnsupportedError
 
 SUFFIX = ".safetensors"
-MAX_JSON_SIZE = 1 << 20
+MAX_JSON_SIZE = 1 << 24
 BUNDLED = Path(__file__).parent / "models"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """One model file. `id` is the SHA-256 (32 bytes); `parameters` is 0 where not stated."""
+    """One model file. `id` is the SHA-256 (32 bytes) of all of it."""
 
     path: Path
     id: bytes
@@ -38,8 +40,9 @@ class ModelInfo:
 
     @property
     def ref(self) -> ModelRef:
-        label = f"{self.name}@{self.release}"
-        return ModelRef(self.id[:MODEL_ID_SIZE], label.encode()[:MAX_LABEL_SIZE].decode("utf-8"))
+        room = MAX_LABEL_SIZE - len(self.release.encode()) - 1
+        name = self.name.encode()[:room].decode("utf-8", "ignore")
+        return ModelRef(self.id[:MODEL_ID_SIZE], f"{name}@{self.release}")
 
     def matches(self, ref: ModelRef) -> bool:
         return self.id.startswith(ref.id)
@@ -115,28 +118,49 @@ def read(path: Path) -> ModelInfo:
 @lru_cache(maxsize=64)
 def _read(path: Path, mtime_ns: int, size: int) -> ModelInfo:  # noqa: ARG001 (cache key)
     with path.open("rb") as file:
-        metadata = _metadata(path, file.read(8 + MAX_JSON_SIZE))
+        header = _read_header(path, file)
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").digest()
-    parameters = metadata.get("parameters", "")
+    about = _document(path, header)
     return ModelInfo(
         path=path,
         id=digest,
-        name=metadata.get("name") or path.stem,
-        release=metadata.get("release") or __version__,
-        parameters=int(parameters) if parameters.isdecimal() else 0,
-        licence=metadata.get("licence") or metadata.get("license") or "",
+        name=str(about.get("name") or path.stem),
+        release=str(about.get("release") or __version__),
+        parameters=_count_parameters(header),
+        licence=str(about.get("licence") or about.get("license") or ""),
         size=size,
         bundled=path.parent == BUNDLED,
     )
 
 
-def _metadata(path: Path, head: bytes) -> Mapping[str, str]:
-    size = int.from_bytes(head[:8], "little")
+def _read_header(path: Path, file: BinaryIO) -> dict[str, Any]:
+    size = int.from_bytes(file.read(8), "little")
+    head = file.read(size) if size <= MAX_JSON_SIZE else b""
     try:
-        if len(head) < 8 or size > min(MAX_JSON_SIZE, len(head) - 8):
-            raise ValueError
-        metadata = json.loads(head[8 : 8 + size]).get("__metadata__", {})
-        return {str(key): str(value) for key, value in metadata.items()}
-    except (ValueError, AttributeError, RecursionError):
-        raise UnsupportedError(f"{path} is not a model file: its header is not JSON") from None
+        header = json.loads(head)
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise UnsupportedError(f"{path} is not a model file: it has no safetensors header")
+    return header
+
+
+def _document(path: Path, header: dict[str, Any]) -> dict[str, Any]:
+    """What lmzip has written about the model (model_file.py)."""
+    try:
+        document = json.loads(header["__metadata__"]["lmzip"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise UnsupportedError(f"{path} is a safetensors file, but no model of lmzip")
+    return document
+
+
+def _count_parameters(header: dict[str, Any]) -> int:
+    """The weights: all entries of 8 bits."""
+    try:
+        shapes = [entry["shape"] for entry in header.values() if entry.get("dtype") == "I8"]
+        return sum(math.prod(map(int, shape)) for shape in shapes)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return 0

@@ -1,0 +1,477 @@
+"""What the file commands do, one file after the other. Options: cli.py and docs/cli.md.
+
+A failure of one file is one line on standard error and exit status 1; the others are still done.
+"""
+
+import contextlib
+import json
+import os
+import stat
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from lmzip import models
+from lmzip.api import FileInfo, LmzCompressor, check_settings, inspect, open_codecs
+from lmzip.cli import SUFFIX, UsageError
+from lmzip.codec import DEFAULT_MEMORY_LIMIT, Codecs, method_names, preset_named
+from lmzip.container import MAX_TOTAL, StreamHeader, is_safe_name, printable
+from lmzip.errors import LmzipError
+from lmzip.frames import READ_SIZE, decode_all, read_tasks
+from lmzip.output import AtomicFile
+from lmzip.progress import Progress, human_size
+from lmzip.salvage import Piece, salvage
+
+SHORT_SUFFIXES = {".tlmz": ".tar"}
+
+
+class SkipError(Exception):
+    """This file is not worked on; the message says why."""
+
+
+@dataclass
+class Outcome:
+    """The status of one file, set by one_line_errors."""
+
+    status: int = 0
+
+
+@contextlib.contextmanager
+def one_line_errors(name: str) -> Iterator[Outcome]:
+    """Turn the errors that a user can cause into one line and status 1."""
+    outcome = Outcome()
+    try:
+        yield outcome
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _complain(name, error.strerror or str(error))
+        outcome.status = 1
+    except (LmzipError, SkipError) as error:
+        _complain(name, str(error))
+        outcome.status = 1
+    except MemoryError:
+        _complain(name, "out of memory; try fewer threads (-T) or smaller frames (--frame-size)")
+        outcome.status = 1
+
+
+def run(options: Namespace) -> int:
+    """Do what the options say to each file; return the exit status."""
+    _check_settings(options)
+    infos: list[tuple[str, FileInfo]] = []
+    work: dict[str, Callable[[str, Namespace], None]] = {
+        "compress": _compress,
+        "decompress": _salvage if options.salvage else _decompress,
+        "test": _test,
+        "list": lambda name, _: infos.append((name, _inspect(name))),
+    }
+    status = 0
+    for name in _expand(options):
+        with one_line_errors(_shown(name)) as outcome:
+            if isinstance(name, OSError):
+                raise name
+            work[options.mode](name, options)
+        status = max(status, outcome.status)
+    if options.mode == "list":
+        _print_list(infos, options)
+    return status
+
+
+def _check_settings(options: Namespace) -> None:
+    try:
+        preset_named(_preset(options.preset))
+        check_settings(options.lanes, options.frame_size)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def installation() -> str:
+    """What this installation can do, line by line."""
+    from lmzip import _core  # as late as possible: it loads the extension module
+
+    names = ", ".join(printable(model.name) for model in models.available()) or "none"
+    return "\n".join(
+        [
+            f"kernels: {', '.join(_core.kernels())} (in use: {_core.active_kernel()})",
+            f"methods: {', '.join(method_names())}",
+            f"models: {names}",
+            f"python: {sys.version.split()[0]}",
+        ]
+    )
+
+
+def list_models(*, as_json: bool) -> int:
+    """Print the models that are installed; the one used by default has a star."""
+    with one_line_errors("models") as outcome:
+        chosen = models.default()
+        found = list(models.available())
+        if as_json:
+            rows = [
+                {**asdict(model), "id": model.id.hex(), "path": str(model.path)}
+                | {"default": model == chosen}
+                for model in found
+            ]
+            print(json.dumps(rows, indent=2))
+        for model in [] if as_json else found:
+            star = "*" if model == chosen else " "
+            print(
+                f"{star} {printable(model.name)}@{model.release}  {model.id.hex()[:16]}  "
+                f"{model.parameters:,} parameters  {human_size(model.size)}  "
+                f"{printable(model.licence) or 'licence not stated'}  {model.path}"
+            )
+        if not found and not as_json:
+            folders = ", ".join(str(folder) for folder in models.folders())
+            print(f"no models; looked in {folders}", file=sys.stderr)
+    return outcome.status
+
+
+# ---- one file ---------------------------------------------------------------------------------
+
+
+def _compress(name: str, options: Namespace) -> None:
+    with _source(name, options) as (source, before):
+        target = _target(name, options, lambda path: path.with_name(path.name + SUFFIX))
+        compressor = LmzCompressor(
+            preset=_preset(options.preset),
+            model=options.model,
+            lanes=options.lanes,
+            frame_size=options.frame_size,
+            threads=options.threads,
+            device=options.device,
+            verify=bool(options.verify or options.rm),
+            **_stored_name(name, before, options),
+        )
+        with (
+            Progress(_shown(name), _size_of(before), wanted=_wants_progress(options)) as progress,
+            _sink(target, options, before) as sink,
+        ):
+            raw = out = 0
+            while piece := source.read(READ_SIZE):
+                raw += len(piece)
+                out += sink.write(compressor.compress(piece))
+                progress.update(compressor.raw_done, compressor.raw_done, out)
+            out += sink.write(compressor.flush())
+            _check_unchanged(source, before)
+    _finish(name, target, options, raw, out, before)
+
+
+def _decompress(name: str, options: Namespace) -> None:
+    headers: list[StreamHeader] = []
+    with _source(name, options) as (source, before):
+        codecs = _codecs(options)
+        counter = _Counter(source)
+        tasks = read_tasks(counter.pieces(), codecs, headers.append)
+        if options.name and not options.output and not options.stdout and name != "-":
+            stored = next(iter(inspect(source).streams)).name
+            source.seek(0)
+            target: Path | None = Path(name).parent / stored if stored else _strip(Path(name))
+        else:
+            target = _target(name, options, _strip)
+        with (
+            Progress(_shown(name), _size_of(before), wanted=_wants_progress(options)) as progress,
+            _sink(target, options, before) as sink,
+        ):
+            raw = 0
+            for chunk in decode_all(tasks, codecs.threads, codecs.memory_limit):
+                raw += sink.write(chunk)
+                progress.update(counter.size, raw, counter.size)
+    if options.name and target is not None and headers and headers[0].mtime_ns is not None:
+        os.utime(target, ns=(headers[0].mtime_ns, headers[0].mtime_ns))
+    _finish(name, target, options, raw, counter.size, before)
+
+
+def _test(name: str, options: Namespace) -> None:
+    with _source(name, options) as (source, before):
+        codecs = _codecs(options)
+        counter = _Counter(source)
+        raw = 0
+        with Progress(_shown(name), _size_of(before), wanted=_wants_progress(options)) as progress:
+            for chunk in decode_all(
+                read_tasks(counter.pieces(), codecs), codecs.threads, codecs.memory_limit
+            ):
+                raw += len(chunk)
+                progress.update(counter.size, raw, counter.size)
+    if not options.quiet:
+        print(f"{_shown(name)} : {raw} bytes, sound", file=sys.stderr)
+
+
+def _salvage(name: str, options: Namespace) -> None:
+    kept, lost, unknown = 0, 0, False
+    with _source(name, options) as (source, before), _mapped(source) as view:
+        target = _target(name, options, _strip)
+        if options.fill_gaps and target is None:
+            raise SkipError("--fill-gaps needs an output file: use -o")
+        with _sink(target, options, before) as sink:
+            for piece in salvage(view, _codecs(options)):
+                if options.fill_gaps:
+                    _make_room(sink, piece)
+                if piece.lost:
+                    lost, unknown = lost + (piece.size or 0), unknown or piece.size is None
+                    _complain(_shown(name), f"{_lost_place(piece)}: {piece.lost}")
+                else:
+                    kept += sink.write(piece.data)
+            if not kept and (lost or unknown):
+                raise SkipError("nothing can be saved, nothing is written")
+    if lost or unknown:
+        more = " and an unknown number" if unknown else ""
+        raise SkipError(f"{kept} bytes are saved, {lost} bytes{more} are lost")
+    if not options.quiet:
+        print(f"{_shown(name)} : {kept} bytes, sound", file=sys.stderr)
+
+
+def _make_room(sink: BinaryIO, piece: Piece) -> None:
+    """Go to the place of a piece, or beyond one that is lost; what lies between reads as zeros."""
+    end = piece.offset + (piece.size or 0)
+    if end > MAX_TOTAL:
+        raise SkipError(f"a frame claims to belong at byte {piece.offset}: leave --fill-gaps away")
+    if piece.lost:
+        sink.truncate(end)
+    sink.seek(end if piece.lost else piece.offset)
+
+
+def _lost_place(piece: Piece) -> str:
+    if piece.size is None:
+        return f"what followed byte {piece.offset} is lost, nobody knows how much"
+    return f"bytes {piece.offset}..{piece.offset + piece.size - 1} are lost"
+
+
+def _inspect(name: str) -> FileInfo:
+    if name != "-":
+        return inspect(name)
+    if not sys.stdin.seekable():
+        raise SkipError("cannot list a pipe: give a file")
+    return inspect(sys.stdin.buffer)
+
+
+# ---- where bytes come from and go to ----------------------------------------------------------
+
+
+def _expand(options: Namespace) -> Iterator[str | OSError]:
+    """The files that are named; with -r, also those in the folders that are named."""
+    for name in options.files:
+        path = Path(name)
+        if not options.recursive or name == "-" or not path.is_dir():
+            yield name
+            continue
+        failed: list[OSError] = []
+        for folder, folders, files in os.walk(path, onerror=failed.append):
+            folders.sort()
+            for file in sorted(files):
+                inner = Path(folder) / file
+                packed = inner.suffix in (SUFFIX, *SHORT_SUFFIXES)
+                if packed != (options.mode == "compress") and not inner.is_symlink():
+                    yield str(inner)
+        yield from failed
+
+
+@contextlib.contextmanager
+def _source(name: str, options: Namespace) -> Iterator[tuple[BinaryIO, os.stat_result | None]]:
+    """Open an input; its stat is None unless it is a regular file of that name."""
+    if name == "-":
+        if options.mode != "compress" and sys.stdin.isatty():
+            raise SkipError("compressed data cannot come from a terminal")
+        yield sys.stdin.buffer, None
+        return
+    path = Path(name)
+    if path.is_dir():
+        raise SkipError("is a folder; -r goes into folders")
+    if options.rm and path.is_symlink() and not options.force:
+        raise SkipError("is a symbolic link; --rm would remove the link only (-f does)")
+    plain = not (options.force or options.output or options.stdout)
+    if options.mode == "compress" and plain and path.suffix in (SUFFIX, *SHORT_SUFFIXES):
+        raise SkipError(f"has the suffix {path.suffix} already; -f compresses it again")
+    with path.open("rb") as file:
+        found = os.fstat(file.fileno())
+        yield file, found if stat.S_ISREG(found.st_mode) else None
+
+
+def _target(name: str, options: Namespace, rename: Callable[[Path], Path]) -> Path | None:
+    """The output file; None for standard output."""
+    if options.stdout or options.output == "-" or (name == "-" and not options.output):
+        return None
+    target = Path(options.output) if options.output else rename(Path(name))
+    if name != "-" and target.exists() and target.samefile(name):
+        raise SkipError("the output would replace the input")
+    return target
+
+
+def _strip(path: Path) -> Path:
+    for suffix, full in {SUFFIX: "", **SHORT_SUFFIXES}.items():
+        if path.name.endswith(suffix) and path.name != suffix:
+            return path.with_name(path.name.removesuffix(suffix) + full)
+    raise SkipError(f"the name does not end in {SUFFIX}: say with -o or -c where to write")
+
+
+@contextlib.contextmanager
+def _sink(
+    target: Path | None, options: Namespace, like: os.stat_result | None
+) -> Iterator[BinaryIO]:
+    """An output that appears whole or not at all, as far as the target allows."""
+    if target is None:
+        if options.mode == "compress" and sys.stdout.isatty() and not options.force:
+            raise SkipError("compressed data is not written to a terminal; -f forces it")
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    elif target.exists() and not target.is_file() and not target.is_dir():  # a device or a pipe
+        with target.open("wb") as file:
+            yield file
+    else:
+        with AtomicFile(target, overwrite=options.force, like=like) as file:
+            yield file
+
+
+@contextlib.contextmanager
+def _mapped(source: BinaryIO) -> Iterator[bytes | mmap]:
+    """The whole of an input as a buffer. A pipe goes through a temporary file."""
+    with contextlib.ExitStack() as stack:
+        if not source.seekable():
+            spool = stack.enter_context(tempfile.TemporaryFile())
+            while piece := source.read(READ_SIZE):
+                spool.write(piece)
+            spool.flush()
+            source = cast(BinaryIO, spool)
+        if not source.seek(0, 2):
+            yield b""
+        else:
+            yield stack.enter_context(mmap(source.fileno(), 0, access=ACCESS_READ))
+
+
+class _Counter:
+    """Reads an input in pieces and counts them."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self.size = 0
+
+    def pieces(self) -> Iterator[bytes]:
+        read = getattr(self._source, "read1", self._source.read)  # a pipe: what there is
+        while piece := read(READ_SIZE):
+            self.size += len(piece)
+            yield piece
+
+
+# ---- before and after -------------------------------------------------------------------------
+
+
+def _codecs(options: Namespace) -> Codecs:
+    limit = DEFAULT_MEMORY_LIMIT if options.memory_limit is None else options.memory_limit or None
+    return open_codecs(options.model, options.device, options.threads, limit)
+
+
+def _preset(text: str | int | None) -> str | int | None:
+    return int(text) if isinstance(text, str) and text.isdecimal() else text
+
+
+def _stored_name(name: str, found: os.stat_result | None, options: Namespace) -> dict[str, Any]:
+    if not options.name or found is None:
+        return {}
+    if not is_safe_name(Path(name).name):
+        raise SkipError("-N cannot store this name: it is no plain text")
+    return {"name": Path(name).name, "mtime_ns": found.st_mtime_ns}
+
+
+def _check_unchanged(source: BinaryIO, before: os.stat_result | None) -> None:
+    """A file that changed while it was read may have been stored half old, half new."""
+    if before is None:
+        return
+    after = os.fstat(source.fileno())
+    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        raise SkipError("the file changed while it was compressed: nothing is written; try again")
+
+
+def _finish(
+    name: str,
+    target: Path | None,
+    options: Namespace,
+    raw: int,
+    compressed: int,
+    before: os.stat_result | None,
+) -> None:
+    if options.rm and name != "-" and before is not None and target is not None:
+        if not os.path.samestat(Path(name).stat(), before):
+            raise SkipError("was replaced meanwhile: the output is written, the source is kept")
+        Path(name).unlink()
+    if options.quiet or (target is None and not options.verbose):
+        return
+    into, out = (raw, compressed) if options.mode == "compress" else (compressed, raw)
+    ratio = f"{100 * compressed / raw:.2f} %" if raw else "-"
+    line = f"{_shown(name)} : {ratio} ({into} => {out} bytes"
+    line += f", {_shown(str(target))})" if target is not None else ")"
+    if options.verbose and raw:
+        line += f" {8 * compressed / raw:.3f} bits per byte"
+    print(line, file=sys.stderr)
+
+
+def _print_list(infos: list[tuple[str, FileInfo]], options: Namespace) -> None:
+    if options.json:
+        print(json.dumps([_as_json(name, info) for name, info in infos], indent=2))
+        return
+    if not infos:
+        return
+    print(f"{'streams':>7} {'frames':>7} {'compressed':>12} {'raw':>14} {'ratio':>8}  name")
+    for name, info in infos:
+        _print_row(len(info.streams), len(info.frames), info, _shown(name))
+        if options.verbose:
+            _print_details(info)
+    if len(infos) > 1:
+        total = FileInfo(
+            sum(info.compressed_size for _, info in infos),
+            sum(info.raw_size for _, info in infos),
+            (),
+            (),
+        )
+        streams = sum(len(info.streams) for _, info in infos)
+        frames = sum(len(info.frames) for _, info in infos)
+        _print_row(streams, frames, total, f"{len(infos)} files")
+
+
+def _print_row(streams: int, frames: int, info: FileInfo, name: str) -> None:
+    ratio = f"{100 * info.ratio:.2f} %" if info.raw_size else "-"
+    print(
+        f"{streams:>7} {frames:>7} {info.compressed_size:>12} {info.raw_size:>14} "
+        f"{ratio:>8}  {name}"
+    )
+
+
+def _print_details(info: FileInfo) -> None:
+    for stream in info.streams:
+        model = f"model {stream.model}" if stream.model else "no model"
+        name = f", name {printable(stream.name)!r}" if stream.name else ""
+        print(f"    stream at {stream.offset}: {stream.frames} frames, {model}{name}")
+    for frame in info.frames:
+        print(
+            f"    frame at {frame.offset}: bytes {frame.raw_offset}..."
+            f"{frame.raw_offset + frame.raw_size}, {frame.compressed_size} bytes, "
+            f"{frame.method}, {frame.lanes} lanes"
+        )
+
+
+def _as_json(name: str, info: FileInfo) -> dict[str, Any]:
+    document = asdict(info)
+    for stream, source in zip(document["streams"], info.streams, strict=True):
+        if source.model is not None:
+            stream["model"] = {"id": source.model.id.hex(), "label": source.model.label}
+    return {"file": name, "ratio": info.ratio, **document}
+
+
+def _size_of(found: os.stat_result | None) -> int | None:
+    return found.st_size if found is not None else None
+
+
+def _wants_progress(options: Namespace) -> bool:
+    return not options.quiet
+
+
+def _shown(name: str | OSError) -> str:
+    if isinstance(name, OSError):
+        return printable(str(name.filename))
+    return "(stdin)" if name == "-" else printable(name)
+
+
+def _complain(name: str, message: str) -> None:
+    print(f"lmzip: {name}: {message}", file=sys.stderr)

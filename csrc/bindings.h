@@ -5,5 +5,6 @@
 namespace lmzip {
 
 void bind_coder(pybind11::module_& m);
+void bind_mixer(pybind11::module_& m);
 
 }  // namespace lmzip

@@ -1,0 +1,103 @@
+// match_model.h: the byte that followed the last time that the recent bytes occurred, in any lane.
+//
+// Specified in docs/mixer.md section 7.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "mixer_lane.h"
+
+namespace lmzip {
+
+// Where a lane's match points, between two bytes.
+struct Match {
+  uint32_t at = 0;      // frame position of the expected byte
+  uint32_t length = 0;  // bytes that agreed without interruption; verified, then counted
+  uint32_t misses = 0;  // recent disagreements that the match outlived
+  int expected = -1;    // the byte expected, -1: none
+};
+
+class MatchModel {
+ public:
+  static constexpr uint32_t kVerify = 40;
+  static constexpr uint32_t kMaxLength = 400;
+  static constexpr uint32_t kMaxMisses = 8;
+  static constexpr int kContexts = 16 * 4;
+
+  MatchModel(int min_length, int log2_size)
+      : table_(size_t{1} << log2_size), min_length_(min_length), shift_(32 - log2_size) {}
+
+  // After a byte of this lane: follows or finds a match, and remembers this place.
+  void advance(Match& match, const Lane& lane, const std::vector<Lane>& lanes, uint32_t stride,
+               const SharedPast& past) {
+    follow(match, static_cast<uint8_t>(lane.byte_back(1)));
+    if (lane.pos() - lane.begin() >= static_cast<uint32_t>(min_length_)) {
+      uint32_t& place = table_[hash(lane) >> shift_];
+      if (match.length < kReplaceBelow && place != 0) find(match, lane, past, place);
+      place = lane.pos();
+    }
+    match.expected = known(match.at, lanes, stride) && (match.length > 0 || match.misses > 0)
+                         ? past.bytes[match.at]
+                         : -1;
+  }
+
+  void prefetch(const Lane& lane) const { __builtin_prefetch(&table_[hash(lane) >> shift_]); }
+
+  // 0 .. kContexts - 1: how far the match is to be trusted.
+  static uint32_t trust(const Match& match) {
+    const uint32_t n = match.length;
+    const uint32_t bucket = n < 8     ? n
+                            : n < 12  ? 8
+                            : n < 16  ? 9
+                            : n < 20  ? 10
+                            : n < 24  ? 11
+                            : n < 32  ? 12
+                            : n < 48  ? 13
+                            : n < 400 ? 14
+                                      : 15;
+    return bucket * 4 + std::min(match.misses, 3u);
+  }
+
+ private:
+  static constexpr uint32_t kReplaceBelow = 16;
+
+  static void follow(Match& match, uint8_t byte) {
+    if (match.expected < 0) {
+      match = Match();
+      return;
+    }
+    ++match.at;
+    if (match.expected == byte) {
+      match.length = std::min(match.length + 1, kMaxLength);
+      if (match.length >= 16) match.misses = 0;
+    } else {
+      match.length = 0;
+      if (++match.misses > kMaxMisses) match = Match();
+    }
+  }
+
+  void find(Match& match, const Lane& lane, const SharedPast& past, uint32_t place) const {
+    const uint32_t most = std::min({kVerify, place, lane.pos() - lane.begin()});
+    uint32_t n = 0;
+    while (n < most && past.bytes[place - 1 - n] == past.bytes[lane.pos() - 1 - n]) ++n;
+    if (n >= static_cast<uint32_t>(min_length_) && n > match.length) match = {place, n, 0, -1};
+  }
+
+  // Whether the byte there is decoded: it lies in a lane's piece, before that lane's position.
+  static bool known(uint32_t at, const std::vector<Lane>& lanes, uint32_t stride) {
+    const size_t lane = at / stride;
+    return lane < lanes.size() && at < lanes[lane].pos();
+  }
+
+  uint32_t hash(const Lane& lane) const {
+    const uint64_t bytes = lane.recent(min_length_);
+    return hash_of(static_cast<uint32_t>(bytes), static_cast<uint32_t>(bytes >> 32));
+  }
+
+  std::vector<uint32_t> table_;
+  int min_length_;
+  int shift_;
+};
+
+}  // namespace lmzip

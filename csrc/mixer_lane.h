@@ -1,0 +1,147 @@
+// mixer_lane.h: what the context models know of one lane, and the contexts they make of it.
+//
+// A context is a 32-bit hash.  It is a function of the lane's own past bytes and of tables shared
+// by the lanes (what followed a byte or a pair of bytes before; the period of records). Specified
+// in docs/mixer.md section 6.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <vector>
+
+namespace lmzip {
+
+inline constexpr uint32_t kHashA = 0x9E3779B1;  // 2^32 / golden ratio, made prime
+inline constexpr uint32_t kHashB = 0x85EBCA77;
+inline constexpr uint32_t kHashC = 0xC2B2AE3D;
+
+constexpr uint32_t hash_of(uint32_t a, uint32_t b) {
+  uint32_t h = a * kHashA ^ b * kHashB;
+  h = (h ^ h >> 15) * kHashC;
+  return h ^ h >> 16;
+}
+constexpr uint32_t hash_of(uint32_t a, uint32_t b, uint32_t c) { return hash_of(hash_of(a, b), c); }
+
+// Bytes of the frame decoded so far, and what all lanes learn from them together.
+struct SharedPast {
+  std::vector<uint8_t> bytes;  // the frame; zeros where nothing is decoded yet
+  std::vector<uint32_t> after_byte = std::vector<uint32_t>(256);    // the last 3 successors
+  std::vector<uint16_t> after_pair = std::vector<uint16_t>(65536);  // the last 2 successors
+
+  // Period of records.
+  std::vector<uint32_t> period_votes = std::vector<uint32_t>(kMaxPeriod + 1);
+  uint32_t period = 0;  // 0: none found
+  uint32_t until_count = kCountEvery;
+
+  static constexpr uint32_t kMaxPeriod = 1023;
+  static constexpr uint32_t kCountEvery = 2048;
+
+  void count_periods() {
+    uint32_t best = 0;
+    for (uint32_t d = 2; d <= kMaxPeriod; ++d) {
+      if (period_votes[d] > period_votes[best]) best = d;
+    }
+    period = period_votes[best] > kCountEvery / 16 ? best : 0;
+    for (uint32_t& votes : period_votes) votes /= 2;
+  }
+};
+
+class Lane {
+ public:
+  Lane(uint32_t begin, uint32_t end)
+      : begin_(begin), end_(end), pos_(begin), line_(begin), above_(begin) {}
+
+  void append(uint8_t byte, SharedPast& past) {
+    past.bytes[pos_] = byte;
+    const auto c1 = static_cast<uint32_t>(byte_back(1));
+    past.after_byte[c1] = past.after_byte[c1] << 8 | byte;
+    uint16_t& pair = past.after_pair[recent_ & 0xffff];
+    pair = static_cast<uint16_t>(pair << 8 | byte);
+    vote_period(byte, past);
+    recent_ = recent_ << 8 | byte;
+    ++pos_;
+    follow_words(byte);
+    follow_lines(byte, past);
+  }
+
+  uint32_t pos() const { return pos_; }
+  uint32_t begin() const { return begin_; }
+  uint32_t end() const { return end_; }
+  uint32_t byte_back(int n) const { return recent_ >> (8 * (n - 1)) & 0xff; }
+  uint64_t recent() const { return recent_; }
+  uint64_t recent(int n) const { return recent_ & (~uint64_t{0} >> (64 - 8 * n)); }
+  uint32_t word() const { return word_; }
+  uint32_t word_back(int n) const { return words_[static_cast<size_t>(n - 1)]; }
+  uint32_t column() const { return pos_ - line_; }
+  uint32_t field() const { return field_; }
+  uint32_t line_start() const { return line_start_; }
+  uint32_t key() const { return key_; }
+  uint32_t number_shape() const { return shape_; }
+
+  // The byte above in the previous line of this lane, 0 without one.
+  uint32_t above(const SharedPast& past) const {
+    return above_ + column() < line_ ? past.bytes[above_ + column()] : 0;
+  }
+  // The byte n records earlier in this lane.
+  uint32_t record_back(const SharedPast& past, uint32_t n) const {
+    const uint32_t distance = past.period * n;
+    return distance != 0 && pos_ - begin_ >= distance ? past.bytes[pos_ - distance] : 0;
+  }
+
+ private:
+  static bool is_letter(uint8_t b) {
+    return (b >= 'a' && b <= 'z') || (b >= 'A' && b <= 'Z') || b >= 128;
+  }
+
+  void follow_words(uint8_t byte) {
+    if (is_letter(byte)) {
+      const uint32_t lower = byte >= 'A' && byte <= 'Z' ? byte + 32u : byte;
+      word_ = (word_ + lower + 1) * kHashA;
+      word_ ^= word_ >> 13;
+    } else if (word_ != 0) {
+      words_[2] = words_[1];
+      words_[1] = words_[0];
+      words_[0] = word_;
+      word_ = 0;
+    }
+    const uint32_t kind = byte >= '0' && byte <= '9' ? 1u : is_letter(byte) ? 2u : byte;
+    if (kind != (shape_ & 0xff) || kind > 2) shape_ = shape_ << 8 | kind;
+  }
+
+  void follow_lines(uint8_t byte, const SharedPast&) {
+    if (byte == '\n') {
+      above_ = line_;
+      line_ = pos_;
+      field_ = 0;
+      line_start_ = 0;
+    } else {
+      if (byte == ',' || byte == ';' || byte == '\t' || byte == '|') ++field_;
+      if (column() <= 4) line_start_ = line_start_ << 8 | byte;
+    }
+    if (byte == ':' || byte == '=' || byte == '>') key_ = words_[0];
+  }
+
+  // A vote for d: this byte was last seen d bytes ago, and before that another d bytes ago.
+  void vote_period(uint8_t byte, SharedPast& past) {
+    const uint32_t distance = pos_ + 1 - last_seen_[byte];
+    if (last_seen_[byte] != 0 && distance == last_distance_[byte] && distance > 1 &&
+        distance <= SharedPast::kMaxPeriod) {
+      ++past.period_votes[distance];
+    }
+    last_distance_[byte] = distance;
+    last_seen_[byte] = pos_ + 1;
+    if (--past.until_count == 0) {
+      past.until_count = SharedPast::kCountEvery;
+      past.count_periods();
+    }
+  }
+
+  uint32_t begin_, end_, pos_;
+  uint64_t recent_ = 0;  // the last eight bytes, the newest lowest
+  uint32_t word_ = 0;    // hash of the letters of the current word, 0 between words
+  std::array<uint32_t, 3> words_{};
+  uint32_t line_, above_;  // where this line and the one before it begin
+  uint32_t field_ = 0, line_start_ = 0, key_ = 0, shape_ = 0;
+  std::array<uint32_t, 256> last_seen_{}, last_distance_{};
+};
+
+}  // namespace lmzip

@@ -50,7 +50,8 @@ RowBlock row_block(const std::string& kind_name, const py::array& rows) {
   require(rows.itemsize() == size, "rows have another element size than their kind");
   require(rows.shape(2) >= 1 && rows.shape(2) <= py::ssize_t{kMaxSymbols},
           "an alphabet has 1 to 2^20 symbols");
-  require(rows.shape(2) == 1 || rows.strides(2) == size, "the numbers of a row must be contiguous");
+  require(rows.size() == 0 || rows.shape(2) == 1 || rows.strides(2) == size,
+          "the numbers of a row must be contiguous");
   require(reinterpret_cast<uintptr_t>(rows.data()) % static_cast<uintptr_t>(size) == 0 &&
               rows.strides(0) % size == 0 && rows.strides(1) % size == 0,
           "rows must be aligned");

@@ -2,10 +2,16 @@
 
 import importlib.util
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from lmzip import _core
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("LMZIP_DATA", ROOT.parent / "shared" / "data"))
@@ -43,3 +49,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def data_dir() -> Path:
     """The evaluation files. Tests that use it carry the mark `data`."""
     return DATA
+
+
+@pytest.fixture(scope="session")
+def vectors_module() -> ModuleType:
+    """tests/vectors/make.py, which is a program and in no package."""
+    path = ROOT / "tests" / "vectors" / "make.py"
+    spec = importlib.util.spec_from_file_location("make_vectors", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=_core.kernels())
+def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once with each kernel that this machine has."""
+    before = _core.active_kernel()
+    _core.set_active_kernel(request.param)
+    yield request.param
+    _core.set_active_kernel(before)
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """run_python(script, check=True, NAME=value...) in a fresh interpreter."""
+
+    def run(script: str, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", script],
+            check=check,
+            capture_output=True,
+            text=True,
+            env={**os.environ, **env},
+        )
+
+    return run

@@ -1,8 +1,8 @@
 """Print csrc/exp2_table.h: EXP2_TABLE[f] = round(2^30 * 2^(-f/1024)), by integer arithmetic alone.
 
 The 1024th root of an integer is its square root taken ten times, and a floor under a square root
-may be postponed to the end, so ten times isqrt gives floor(2 * 2^30 * 2^(-f/1024)) exactly. Half of
-that, rounded up, is the nearest integer; ties cannot occur, as the numbers are irrational for f > 0.
+may be postponed to the end, so ten times isqrt gives floor(2 * 2^30 * 2^(-f/1024)) exactly. Half
+of that, rounded up, is the nearest integer; there are no ties, the numbers being irrational.
 
     python tools/make_exp2_table.py > csrc/exp2_table.h
 """

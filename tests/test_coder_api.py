@@ -364,20 +364,6 @@ def test_missing_data_are_an_error():
         decoder.decode(probs)
 
 
-def test_a_message_that_needs_more_bytes_than_there_are_is_an_error():
-    """Cut within the last word, the data still decode, to symbols whose message is longer."""
-    messages = []
-    for length in range(1, 40):
-        probs = np.ones((length, 200))
-        decoder = Decoder(encode_one(np.arange(length) * 5, probs)[:-1])
-        try:
-            decoder.decode(probs)
-            decoder.finish()
-        except lmzip.LmzipError as error:
-            messages.append(str(error))
-    assert "lane 0: the data are cut short" in messages
-
-
 def test_altered_data_are_an_error():
     """Of the numbers that lead to the same symbols, an encoder writes one."""
     found = 0

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lmzip import _core
-from lmzip.errors import CorruptError, DistributionError, TruncatedError
+from lmzip.errors import CorruptError, DistributionError
 
 if TYPE_CHECKING:
     import torch
@@ -185,7 +185,7 @@ class Encoder:
         L lanes      symbols (L,)           probs (L, V)         one step
         any          symbols (T, L)         probs (T, L, V)      T steps
 
-    Not thread-safe by order: concurrent calls take turns, in whatever order they come.
+    Calls from several threads take turns, in whatever order they come.
     """
 
     def __init__(self, lanes: int = 1, *, threads: int = 1) -> None:
@@ -275,8 +275,8 @@ class Decoder:
             TruncatedError: the data end before the symbols do.
             The decoder is then as it was before the call.
 
-        Data that are damaged, or distributions other than the encoder's, decode to wrong symbols
-        without an error; finish() finds nearly all such cases.
+        Damaged data, or other distributions than the encoder's, decode to other symbols: the
+        shortest encoding has nothing to spare by which that would show. See finish().
         """
         lane_map = _lane_map(self._lanes, lanes)
         rows = _rows(probs, logits, len(lane_map))
@@ -297,20 +297,19 @@ class Decoder:
     def finish(self) -> None:
         """Check that every lane stands exactly at the end of what was encoded.
 
-        An encoder writes exactly one message for given symbols, so this also notices most damage.
+        An encoder writes one message for given symbols, so data that are accepted here are what it
+        would write for the symbols that were decoded. Much damage is noticed so, but not all of
+        it: where a wrong symbol must not pass, store a checksum of the symbols beside the data.
 
         Raises:
-            TruncatedError: bytes are missing.
             CorruptError: bytes are left over, or the data are no encoder's.
         """
         for lane, end in enumerate(self._core.ends()):
-            if end == "short":
-                raise TruncatedError(f"lane {lane}: the data are cut short")
             if end == "long":
                 raise CorruptError(
                     f"lane {lane}: data follow the last symbol; decode all symbols before finish()"
                 )
-            if end == "altered":
+            if end != "exact":
                 raise CorruptError(
                     f"lane {lane}: the data are damaged, or were decoded with other distributions"
                 )

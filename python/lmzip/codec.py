@@ -157,14 +157,12 @@ class Codecs:
 
         Raises UnsupportedError, ModelMismatchError, LimitError.
         """
+        model = self._model_of(stream) if frame.method in MODEL_METHODS else None
         if frame.method not in _FACTORIES:
             raise UnsupportedError(
                 f"a frame is coded with {frame.method_name!r}, which this lmzip cannot decode: "
                 "update lmzip-codec"
             )
-        model = None
-        if frame.method in MODEL_METHODS:
-            model = self._model_of(stream)
         self._check_memory(frame, frame.raw_size + frame.payload_size + _table_size(frame))
         codec = self._codec(frame.method, frame.table_bits, model)
         self._check_memory(frame, frame_memory(frame, codec))

@@ -1,0 +1,342 @@
+"""compress, decompress, LmzCompressor, LmzDecompressor, inspect."""
+
+import os
+import random
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lmzip
+from lmzip import codec, container, frames
+from lmzip.order0 import Order0Codec
+from lmzip.reference_coder import RangeDecoder, RangeEncoder, cumulative
+
+FRAME = 1000
+INTERESTING_SIZES = [
+    0, 1, 2,  # nothing, one symbol, two
+    FRAME - 1, FRAME, FRAME + 1,  # the seam of frames
+    2 * FRAME, 2 * FRAME + 1,
+    251,  # prime: no period in common with anything
+    5 * FRAME + 17,  # more frames than 2 * threads
+]  # fmt: skip
+
+
+def text(size, seed=0):
+    words = [b"the", b"shells", b"are", b"sea", b"she", b"sells", b"\x00\xff"]
+    rng = random.Random(seed)
+    return b" ".join(rng.choice(words) for _ in range(size))[:size]
+
+
+def compress(data, **options):
+    return lmzip.compress(data, **{"preset": "order0", "frame_size": FRAME, **options})
+
+
+@pytest.mark.parametrize("size", INTERESTING_SIZES)
+@pytest.mark.parametrize("lanes", [None, 1, 3, 64])
+def test_round_trip(size, lanes):
+    raw = text(size)
+    assert lmzip.decompress(compress(raw, lanes=lanes)) == raw
+
+
+@given(st.binary(max_size=3000), st.integers(1, 4096), st.integers(1, 20))
+def test_any_bytes_come_back(raw, frame_size, lanes):
+    data = lmzip.compress(raw, preset="order0", frame_size=frame_size, lanes=lanes)
+    assert lmzip.decompress(data) == raw
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_every_kind_of_buffer_is_taken(kind):
+    assert lmzip.decompress(kind(compress(kind(b"abc" * 100)))) == b"abc" * 100
+
+
+def test_buffer_of_wider_items_is_taken_as_bytes():
+    wide = memoryview(bytes(range(80))).cast("I")
+    assert lmzip.decompress(compress(wide)) == bytes(range(80))
+
+
+def test_bytes_do_not_depend_on_threads_or_pieces():
+    raw = text(7 * FRAME + 5)
+    expected = compress(raw, threads=1)
+    assert compress(raw, threads=5) == expected
+    for piece in (1, 7, FRAME, 10 * FRAME):
+        compressor = lmzip.LmzCompressor(preset="order0", frame_size=FRAME, threads=3)
+        out = b"".join(
+            compressor.compress(raw[at : at + piece]) for at in range(0, len(raw), piece)
+        )
+        assert out + compressor.flush() == expected
+
+
+def test_verify_does_not_change_bytes():
+    raw = text(3 * FRAME)
+    assert compress(raw, verify=True) == compress(raw)
+
+
+def test_verify_finds_an_engine_that_cannot_decode(monkeypatch):
+    monkeypatch.setattr(Order0Codec, "decode_frame", lambda *_: b"something else")
+    with pytest.raises(lmzip.LmzipError, match="does not decode to its input"):
+        compress(text(100), verify=True)
+
+
+def test_concatenated_streams_decode_as_one():
+    parts = [text(50, 1), b"", text(FRAME * 2, 2)]
+    assert lmzip.decompress(b"".join(map(compress, parts))) == b"".join(parts)
+
+
+def test_random_bytes_grow_by_less_than_a_thousandth():
+    raw = os.urandom(1 << 20)
+    assert len(lmzip.compress(raw, preset="order0", frame_size=1 << 18)) < 1.001 * len(raw)
+
+
+def test_small_file_costs_few_bytes_beyond_its_payload():
+    assert len(compress(b"")) == 17
+    assert len(compress(b"x")) == 36  # stored
+    data = compress(b"a" * 500)
+    frame = lmzip.inspect(data).frames[0]
+    assert frame.method == "order0"
+    payload = len(Order0Codec().encode_frame(b"a" * 500, 1)[0])
+    assert len(data) == payload + 39
+    ref = container.ModelRef(bytes(8), "a-model-3m@0.1.0")
+    assert len(container.StreamHeader(ref).pack()) - len(container.StreamHeader().pack()) + 39 < 70
+
+
+def test_incompressible_frame_is_stored_without_asking_the_engine(monkeypatch):
+    monkeypatch.setattr(Order0Codec, "encode_frame", lambda *_: pytest.fail("was asked"))
+    raw = os.urandom(100_000)
+    assert lmzip.inspect(compress(raw, frame_size=1 << 20)).frames[0].method == "stored"
+
+
+def test_codec_that_does_best_on_samples_is_chosen():
+    class Worse(Order0Codec):
+        def encode_frame(self, data, lanes):
+            return [payload + b"\0" for payload in super().encode_frame(data, lanes)]
+
+    worse, better = Worse(), Order0Codec()
+    assert frames.choose_codec(text(200_000), [worse, better]) is better
+    assert frames.choose_codec(text(200), [better, worse]) is better
+
+
+def test_model_is_named_only_if_a_frame_may_need_it():
+    writer_ref = container.ModelRef(bytes(8), "m@1")
+
+    def stream(*methods):
+        from lmzip.api import _StreamWriter
+
+        writer, out, position = _StreamWriter(writer_ref, None, None), b"", 0
+        for method in methods:
+            header = container.FrameHeader(method, position, 5, 5, 0, 0, 0, (5,) if method else ())
+            out += writer.add(frames.EncodedFrame(header.pack() + b"12345", header))
+            position += 5
+        return lmzip.inspect(out + writer.end()).streams[0].model
+
+    assert stream() is None
+    assert stream(0) is None
+    assert stream(2) is None
+    assert stream(1) == writer_ref
+    assert stream(0, 0) == writer_ref  # the header had to go before the second frame was known
+
+
+def test_flush_of_a_frame_makes_all_bytes_so_far_readable():
+    compressor = lmzip.LmzCompressor(preset="order0", frame_size=FRAME)
+    first = compressor.compress(b"first ") + compressor.flush(compressor.FLUSH_FRAME)
+    decompressor = lmzip.LmzDecompressor()
+    assert decompressor.decompress(first) == b"first "
+    assert decompressor.needs_input
+    second = compressor.compress(b"second") + compressor.flush()
+    assert decompressor.decompress(second) == b"second"
+    assert decompressor.eof
+
+
+def test_compressor_is_of_no_use_after_its_end():
+    compressor = lmzip.LmzCompressor(preset="order0")
+    compressor.flush()
+    with pytest.raises(ValueError, match="has ended"):
+        compressor.compress(b"more")
+    with pytest.raises(ValueError, match="has ended"):
+        compressor.flush()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "fastest"}, "no preset is called 'fastest'"),
+        ({"preset": 0}, "no preset is called 0"),
+        ({"lanes": 0}, "lanes must be"),
+        ({"lanes": 4097}, "lanes must be"),
+        ({"frame_size": 0}, "frame size must be"),
+        ({"frame_size": (64 << 20) + 1}, "frame size must be"),
+        ({"threads": -1}, "threads must be"),
+    ],
+)
+def test_impossible_settings_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        compress(b"", **options)
+
+
+@pytest.mark.parametrize("level", range(1, 10))
+def test_every_level_has_a_preset(level):
+    assert codec.preset_named(level) is codec.PRESETS[codec.LEVELS[level]]
+
+
+def test_unknown_model_is_refused_by_name():
+    with pytest.raises(lmzip.ModelMismatchError, match="no model is called 'nobody'"):
+        lmzip.compress(b"", model="nobody")
+
+
+# ── The incremental decompressor ──
+
+
+@given(st.data())
+def test_decompressor_gives_the_same_for_all_pieces_and_limits(data):
+    raw = text(data.draw(st.integers(0, 3 * FRAME)))
+    blob = compress(raw) + b"tail"
+    decompressor, out, at = lmzip.LmzDecompressor(), b"", 0
+    while not decompressor.eof:
+        piece = b""
+        if decompressor.needs_input:
+            size = data.draw(st.integers(1, 500))
+            piece, at = blob[at : at + size], at + size
+        limit = data.draw(st.sampled_from([-1, 0, 1, 100, 5000]))
+        got = decompressor.decompress(piece, limit)
+        assert limit < 0 or len(got) <= limit
+        out += got
+    assert out == raw
+    assert decompressor.unused_data + blob[at:] == b"tail"
+
+
+def test_decompressor_refuses_to_go_on_behind_the_end():
+    decompressor = lmzip.LmzDecompressor()
+    assert decompressor.decompress(compress(b"abc")) == b"abc"
+    with pytest.raises(EOFError, match="unused_data"):
+        decompressor.decompress(b"")
+
+
+def test_decompressor_holds_output_back_for_max_length():
+    decompressor = lmzip.LmzDecompressor()
+    assert decompressor.decompress(compress(b"abcdef"), 2) == b"ab"
+    assert not decompressor.needs_input
+    assert decompressor.decompress(b"", 2) == b"cd"
+    assert decompressor.decompress(b"") == b"ef"
+    assert decompressor.eof
+
+
+# ── Limits, order, memory ──
+
+
+def test_memory_limit_is_kept_and_can_be_lifted():
+    data = compress(bytes(500_000), frame_size=1 << 20)
+    with pytest.raises(lmzip.LimitError, match=r"order0, 1 lanes.*the limit is 0\.1 MiB.*-M"):
+        lmzip.decompress(data, memory_limit=100_000)
+    with pytest.raises(lmzip.LimitError):
+        lmzip.LmzDecompressor(memory_limit=100_000).decompress(data)
+    assert len(lmzip.decompress(data, memory_limit=None)) == 500_000
+
+
+def test_memory_limit_is_checked_before_the_payload_is_there():
+    data = compress(bytes(500_000), frame_size=1 << 20)
+    head_only = data[: data.index(b"F") + 60]
+    with pytest.raises(lmzip.LimitError):
+        lmzip.decompress(head_only, memory_limit=100_000)
+
+
+def test_frames_in_flight_are_bounded_and_in_order():
+    running, most, lock = 0, 0, threading.Lock()
+    produced = []
+
+    def work(item):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        with lock:
+            running -= 1
+        return item
+
+    def items():
+        for item in range(50):
+            produced.append(item)
+            yield item
+
+    for result in frames.ordered_map(work, items(), 3):
+        assert len(produced) - result <= 2 * 3 + 1
+    assert most <= 3
+    assert len(produced) == 50
+
+
+def test_budget_bounds_the_sum_of_what_is_in_flight():
+    produced = []
+
+    def items():
+        for item in range(20):
+            produced.append(item)
+            yield item
+
+    for result in frames.ordered_map(lambda x: x, items(), 8, budget=100, cost=lambda _: 45):
+        assert len(produced) - result <= 3  # two in flight, one waiting to be
+    everything = frames.ordered_map(lambda x: x, range(5), 8, budget=100, cost=lambda _: 1000)
+    assert list(everything) == [0, 1, 2, 3, 4]  # one alone may pass the budget
+
+
+def test_error_comes_after_the_results_before_it():
+    blob = compress(text(5 * FRAME))
+    info = lmzip.inspect(blob)
+    damaged = bytearray(blob)
+    damaged[info.frames[3].offset + info.frames[3].compressed_size - 1] ^= 1
+    codecs = codec.Codecs(threads=2)
+    chunks = frames.decode_all(frames.read_tasks([bytes(damaged)], codecs), 2, None)
+    assert b"".join(next(chunks) for _ in range(3)) == text(5 * FRAME)[: 3 * FRAME]
+    with pytest.raises(lmzip.CorruptError, match=r"bytes 3000\.\.3999 is damaged"):
+        next(chunks)
+
+
+# ── inspect ──
+
+
+def test_inspect_tells_what_is_there():
+    raw = text(2 * FRAME + 10)
+    blob = compress(raw, lanes=2)
+    compressor = lmzip.LmzCompressor(preset="order0", name="a.txt", mtime_ns=5)
+    named = compressor.compress(b"xyz") + compressor.flush()
+    info = lmzip.inspect(blob + named)
+    assert (info.raw_size, info.compressed_size) == (len(raw) + 3, len(blob) + len(named))
+    assert [stream.offset for stream in info.streams] == [0, len(blob)]
+    assert [stream.indexed for stream in info.streams] == [True, False]
+    assert (info.streams[1].name, info.streams[1].mtime_ns) == ("a.txt", 5)
+    assert [frame.raw_offset for frame in info.frames] == [0, 1000, 2000, 2010]
+    assert [frame.lanes for frame in info.frames] == [2, 2, 0, 0]  # the short ones are stored
+    assert [frame.method for frame in info.frames][-1] == "stored"
+    assert info.ratio == info.compressed_size / info.raw_size
+
+
+def test_inspect_of_nothing_has_ratio_zero(tmp_path):
+    path = tmp_path / "empty.lmz"
+    path.write_bytes(compress(b""))
+    assert lmzip.inspect(path).ratio == 0.0
+    assert lmzip.inspect(path).streams[0].frames == 0
+
+
+# ── Order 0 ──
+
+
+@given(st.binary(min_size=1, max_size=400), st.integers(1, 9))
+def test_order0_is_what_its_specification_says(raw, lanes):
+    """The frame once more, in the words of docs/format.md, with the reference coder."""
+    stride = -(-len(raw) // lanes)
+    pieces = [raw[lane * stride : (lane + 1) * stride] for lane in range(lanes)]
+    encoders = [RangeEncoder() for _ in pieces]
+    counts, begin, steps = [1] * 256, 0, 16
+    while begin < stride:
+        bounds = cumulative(counts)
+        for encoder, piece in zip(encoders, pieces, strict=True):
+            for byte in piece[begin : begin + steps]:
+                encoder.encode(bounds[byte], bounds[byte + 1] - bounds[byte], 30)
+                counts[byte] += 16
+        begin, steps = begin + steps, min(2 * steps, 4096)
+    payloads = [encoder.finish() for encoder in encoders]
+    assert Order0Codec().encode_frame(raw, lanes) == payloads
+    assert RangeDecoder(payloads[0]).peek(30) >= 0
+
+
+def test_order0_learns():
+    assert len(Order0Codec().encode_frame(b"ab" * 50_000, 1)[0]) < 13_000

@@ -1,0 +1,209 @@
+"""LmzFile and open(): as files behave, with seeking that decodes one frame only."""
+
+import io
+import os
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lmzip
+from lmzip.order0 import Order0Codec
+
+RAW = b"".join(b"line %d of the file\n" % i for i in range(700))  # 14,590 bytes
+OPTIONS = {"preset": "order0", "frame_size": 1000}
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "file.lmz"
+    with lmzip.open(path, "wb", **OPTIONS) as file:
+        assert file.write(RAW) == len(RAW)
+    return path
+
+
+def test_written_file_is_what_compress_makes(path):
+    assert path.read_bytes() == lmzip.compress(RAW, **OPTIONS)
+
+
+def test_read_in_every_way(path):
+    with lmzip.open(path) as file:
+        assert file.read() == RAW
+    with lmzip.open(path) as file:
+        assert list(file) == RAW.splitlines(keepends=True)
+    with lmzip.open(path) as file:
+        assert file.readline() == b"line 0 of the file\n"
+        assert file.peek(4)[:4] == b"line"
+        assert file.read1(6) == b"line 1"
+        assert file.tell() == 25
+        buffer = bytearray(3000)
+        assert file.readinto(buffer) == 3000
+        assert bytes(buffer) == RAW[25:3025]
+        assert file.readinto1(bytearray(5)) == 5
+        assert next(file)
+
+
+def test_text_mode(tmp_path):
+    path = tmp_path / "text.lmz"
+    with lmzip.open(path, "wt", encoding="utf-16-le", newline="\r\n", **OPTIONS) as file:
+        file.write("Grüße\nan alle\n")
+    with lmzip.open(path, "rt", encoding="utf-16-le") as file:
+        assert file.read() == "Grüße\nan alle\n"
+    assert lmzip.decompress(path.read_bytes()).decode("utf-16-le") == "Grüße\r\nan alle\r\n"
+
+
+def test_append_adds_a_stream(path):
+    with lmzip.open(path, "ab", **OPTIONS) as file:
+        file.write(b"more")
+    with lmzip.open(path) as file:
+        assert file.read() == RAW + b"more"
+        file.seek(-6, io.SEEK_END)
+        assert file.read() == RAW[-2:] + b"more"
+    assert len(lmzip.inspect(path).streams) == 2
+
+
+def test_exclusive_mode_refuses_a_file_that_is_there(path):
+    with pytest.raises(FileExistsError):
+        lmzip.open(path, "xb")
+
+
+@pytest.mark.parametrize("mode", ["", "rw", "bb", "r+", "rbt", "U"])
+def test_impossible_modes_are_refused(path, mode):
+    with pytest.raises(ValueError, match="mode"):
+        lmzip.open(path, mode)
+
+
+def test_text_arguments_belong_to_text_modes(path):
+    with pytest.raises(ValueError, match="text modes"):
+        lmzip.open(path, "rb", encoding="utf-8")
+
+
+def test_wrong_option_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError, match="preset"):
+        lmzip.open(tmp_path / "new.lmz", "wb", preset="nothing")
+    assert not list(tmp_path.iterdir())
+
+
+@given(st.data())
+def test_seeking_is_as_in_any_file(data):
+    blob = lmzip.compress(RAW[:5000], **OPTIONS) + lmzip.compress(RAW[5000:], **OPTIONS)
+    if data.draw(st.booleans()):  # one frame, no index: the table comes from a walk
+        blob = lmzip.compress(RAW, preset="order0", frame_size=1 << 20)
+    plain = io.BytesIO(RAW)
+    with lmzip.LmzFile(io.BytesIO(blob), threads=2) as file:
+        for _ in range(data.draw(st.integers(1, 8))):
+            whence = data.draw(st.sampled_from([0, 1, 2]))
+            offset = data.draw(st.integers(0, len(RAW) + 10))
+            if whence == 1:
+                offset -= plain.tell()
+            elif whence == 2:
+                offset -= len(RAW)
+            assert file.seek(offset, whence) == plain.seek(offset, whence)
+            size = data.draw(st.sampled_from([0, 1, 10, 1000, 3000, -1]))
+            assert file.read(size) == plain.read(size)
+            assert file.tell() == plain.tell()
+
+
+def test_seek_before_the_beginning_is_refused(path):
+    with lmzip.open(path) as file, pytest.raises(ValueError, match="before the beginning"):
+        file.seek(-1)
+
+
+def test_seek_decodes_one_frame(path, monkeypatch):
+    decoded = []
+    original = Order0Codec.decode_frame
+
+    def counting(self, payloads, raw_size):
+        decoded.append(raw_size)
+        return original(self, payloads, raw_size)
+
+    monkeypatch.setattr(Order0Codec, "decode_frame", counting)
+    with lmzip.open(path) as file:
+        file.seek(7500)
+        assert file.read(100) == RAW[7500:7600]
+    assert len(decoded) == 1
+
+
+class Pipe(io.RawIOBase):
+    """A source that cannot seek and gives little at a time."""
+
+    def __init__(self, data):
+        self._data = io.BytesIO(data)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        return self._data.readinto(memoryview(buffer)[:100])
+
+
+def test_pipe_can_be_read_but_not_sought(path):
+    with lmzip.LmzFile(Pipe(path.read_bytes())) as file:
+        assert not file.seekable()
+        assert file.read(10) == RAW[:10]
+        with pytest.raises(io.UnsupportedOperation):
+            file.seek(0)
+        assert file.read() == RAW[10:]
+
+
+def test_file_object_is_left_open_and_may_begin_in_the_middle(path):
+    source = io.BytesIO(b"prefix" + path.read_bytes())
+    source.seek(6)
+    with lmzip.LmzFile(source) as file:
+        assert not file.seekable()
+        assert file.read() == RAW
+    assert not source.closed
+
+
+def test_what_a_mode_does_not_allow_is_refused(path, tmp_path):
+    with lmzip.open(path) as file:
+        assert file.readable()
+        assert not file.writable()
+        assert file.seekable()
+        with pytest.raises(io.UnsupportedOperation):
+            file.write(b"")
+    with lmzip.open(tmp_path / "out.lmz", "wb") as out:
+        assert out.writable()
+        assert not out.readable()
+        assert not out.seekable()
+        for call in (out.read, out.peek, out.readline, lambda: out.seek(0)):
+            with pytest.raises(io.UnsupportedOperation):
+                call()
+        out.write(b"12345")
+        assert out.tell() == 5
+    with pytest.raises(ValueError, match="closed"):
+        out.write(b"")
+    out.close()  # twice does no harm
+
+
+def test_file_has_name_and_descriptor(path):
+    with lmzip.open(path) as file:
+        assert os.fspath(file.name) == str(path)
+        assert file.fileno() >= 0
+        assert file.mode == "rb"
+
+
+def test_truncated_file_gives_what_there_is_and_then_its_error(path):
+    path.write_bytes(path.read_bytes()[:-1])
+    with lmzip.open(path) as file:
+        assert file.read(13_000) == RAW[:13_000]
+        with pytest.raises(lmzip.TruncatedError):
+            file.read()
+    with lmzip.open(path) as file, pytest.raises(lmzip.TruncatedError):
+        file.seek(5000)
+
+
+def test_damaged_frame_does_not_spoil_the_others(path):
+    info = lmzip.inspect(path)
+    data = bytearray(path.read_bytes())
+    data[info.frames[3].offset + 50] ^= 1
+    path.write_bytes(data)
+    rng = random.Random(1)
+    with lmzip.open(path) as file:
+        for offset in rng.sample([*range(0, 2900, 7), *range(4000, len(RAW), 7)], 20):
+            file.seek(offset)
+            assert file.read(50) == RAW[offset : offset + 50]
+        file.seek(3500)
+        with pytest.raises(lmzip.CorruptError, match=r"bytes 3000\.\.3999"):
+            file.read(1)

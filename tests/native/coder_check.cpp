@@ -1,0 +1,208 @@
+// coder_check.cpp: range coder and distributions under the sanitizers, with guard pages behind
+// every input: round trips, any bytes, every kernel against the portable one.
+#include <algorithm>
+#include <bit>
+#include <string>
+
+#include "check.h"
+#include "cpu.h"
+#include "errors.h"
+#include "row_coder.h"
+
+namespace lmzip {
+namespace {
+
+using test::GuardedBytes;
+using test::Random;
+
+struct Coded {
+  uint32_t lo, freq;
+  int bits;
+};
+
+Coded random_interval(Random& random) {
+  const int bits = 1 + static_cast<int>(random.below(32));
+  const uint64_t total = uint64_t{1} << bits;
+  const uint64_t freq =
+      std::clamp<uint64_t>(random.next() >> (32 + random.below(32)), 1, std::min(total, total - 1));
+  return {static_cast<uint32_t>(random.below(total - freq + 1)), static_cast<uint32_t>(freq), bits};
+}
+
+void check_round_trips() {
+  for (uint64_t seed = 0; seed < 2000; ++seed) {
+    Random random(seed);
+    std::vector<Coded> message(random.below(200));
+    for (Coded& coded : message) coded = random_interval(random);
+    RangeEncoder encoder;
+    for (const Coded& coded : message) encoder.encode(coded.lo, coded.freq, coded.bits);
+    const std::vector<uint8_t> bytes = encoder.finish();
+    const GuardedBytes guarded(bytes.data(), bytes.size());
+    RangeDecoder decoder({guarded.data(), guarded.size()});
+    for (const Coded& coded : message) {
+      const uint32_t slot = decoder.peek(coded.bits);
+      CHECK(slot >= coded.lo && slot - coded.lo < coded.freq);
+      decoder.consume(coded.lo, coded.freq, coded.bits);
+    }
+    CHECK(!decoder.truncated());
+    CHECK(decoder.end() == StreamEnd::kExact);
+  }
+}
+
+void check_any_bytes_decode() {
+  for (uint64_t seed = 0; seed < 5000; ++seed) {
+    Random random(seed);
+    std::vector<uint8_t> bytes(random.below(40));
+    const bool ones = random.below(4) == 0;
+    for (uint8_t& byte : bytes) byte = ones ? 0xFF : static_cast<uint8_t>(random.next());
+    const GuardedBytes guarded(bytes.data(), bytes.size());
+    RangeDecoder decoder({guarded.data(), guarded.size()});
+    RangeEncoder encoder;
+    for (int i = 0; i < 100; ++i) {
+      const int bits = 1 + static_cast<int>(random.below(32));
+      if (random.below(2) == 0) {
+        const auto p1 = static_cast<uint32_t>(1 + random.below((uint64_t{1} << bits) - 1));
+        encoder.encode_bit(decoder.decode_bit(p1, bits), p1, bits);
+      } else {
+        const uint32_t slot = decoder.peek(bits);
+        decoder.consume(slot, 1, bits);
+        encoder.encode(slot, 1, bits);
+      }
+    }
+    CHECK((decoder.end() == StreamEnd::kExact) == (encoder.finish() == bytes));
+  }
+}
+
+// Numbers of the kind, as they come and with the corners mixed in.
+template <typename Number>
+std::vector<Number> random_row(Random& random, RowKind kind, size_t n) {
+  std::vector<Number> row(n);
+  const uint64_t mode = random.below(4);
+  for (Number& number : row) {
+    const auto bits = static_cast<uint32_t>(random.next());
+    if (kind == RowKind::kLogits) {
+      number = std::bit_cast<Number>(mode == 0 ? bits : bits % 40000);
+    } else if (kind == RowKind::kWeights) {
+      number = std::bit_cast<Number>(mode == 0 ? bits >> 1 : mode == 1 ? 0x7FFFFFFF : bits % 3);
+    } else {
+      const uint32_t limits[] = {0x7F800000, 0x00800000, 0x12000000, 0x3F800000};
+      number =
+          std::bit_cast<Number>(mode == 3 ? 0x3E000000 + bits % 0x02000000 : bits % limits[mode]);
+    }
+  }
+  row[random.below(n)] = std::bit_cast<Number>(uint32_t{0x01000000});  // not all zero
+  return row;
+}
+
+std::vector<uint32_t> cumulative_with(Kernel kernel, RowKind kind, const void* row, size_t n) {
+  set_active_kernel(kernel_name(kernel));
+  Distribution distribution;
+  CHECK(distribution.assign(kind, row, n) == RowStatus::kOk);
+  std::vector<uint32_t> ends(n + 1);
+  distribution.cumulative(ends.data());
+  CHECK(ends.front() == 0 && ends.back() == kFreqTotal);
+  for (size_t symbol = 0; symbol < n; ++symbol) {
+    CHECK(ends[symbol] < ends[symbol + 1]);
+    const Interval interval = distribution.interval(symbol);
+    CHECK(interval.lo == ends[symbol] && interval.freq == ends[symbol + 1] - ends[symbol]);
+    for (const uint32_t slot : {ends[symbol], ends[symbol + 1] - 1}) {
+      const FoundSymbol found = distribution.find(slot);
+      CHECK(found.symbol == symbol && found.interval == interval);
+    }
+  }
+  return ends;
+}
+
+template <typename Number>
+void check_kernels_agree(RowKind kind) {
+  for (uint64_t seed = 0; seed < 400; ++seed) {
+    Random random(seed);
+    const size_t n = 1 + random.below(seed % 10 == 0 ? 700 : 70);
+    const std::vector<Number> row = random_row<Number>(random, kind, n);
+    const GuardedBytes guarded(row.data(), n * sizeof(Number));
+    const auto expected = cumulative_with(Kernel::kPortable, kind, guarded.data(), n);
+    for (const Kernel kernel : usable_kernels()) {
+      CHECK(cumulative_with(kernel, kind, guarded.data(), n) == expected);
+    }
+  }
+  set_active_kernel("");
+}
+
+// float16, bfloat16 and float64: any bits at all; the status and the intervals agree.
+template <typename Number>
+void check_conversions_agree(RowKind kind) {
+  for (uint64_t seed = 0; seed < 3000; ++seed) {
+    Random random(seed);
+    const size_t n = 1 + random.below(20);
+    std::vector<Number> row(n);
+    const int shift = random.below(3) == 0 ? 0 : 2;  // by 2: neither negative nor infinite
+    for (Number& number : row)
+      number = static_cast<Number>(static_cast<Number>(random.next()) >> shift);
+    const GuardedBytes guarded(row.data(), n * sizeof(Number));
+    std::vector<std::vector<uint32_t>> results;
+    for (const Kernel kernel : usable_kernels()) {
+      set_active_kernel(kernel_name(kernel));
+      Distribution distribution;
+      std::vector<uint32_t> ends(n + 1, 0);
+      const RowStatus status = distribution.assign(kind, guarded.data(), n);
+      if (status == RowStatus::kOk) distribution.cumulative(ends.data());
+      ends.push_back(static_cast<uint32_t>(status));
+      ends.push_back(status == RowStatus::kOk ? 0
+                                              : static_cast<uint32_t>(distribution.bad_symbol()));
+      results.push_back(ends);
+    }
+    for (const auto& result : results) CHECK(result == results.front());
+  }
+  set_active_kernel("");
+}
+
+void check_lanes_and_threads() {
+  constexpr size_t kSteps = 40, kLanes = 7, kSymbols = 50;
+  Random random(1);
+  std::vector<uint32_t> rows(kSteps * kLanes * kSymbols);
+  for (uint32_t& weight : rows) weight = static_cast<uint32_t>(random.below(1000));
+  const GuardedBytes guarded(rows.data(), rows.size() * 4);
+  const RowBlock block = {RowKind::kWeights, guarded.data(), kLanes * kSymbols * 4,
+                          kSymbols * 4,      kSteps,         kLanes,
+                          kSymbols};
+  std::vector<int64_t> symbols(kSteps * kLanes);
+  for (int64_t& symbol : symbols) symbol = static_cast<int64_t>(random.below(kSymbols));
+  const std::vector<size_t> lane_map = {6, 0, 5, 1, 4, 2, 3};
+  std::vector<std::vector<uint8_t>> expected;
+  for (int threads = 1; threads <= 9; threads += 2) {
+    std::vector<RangeEncoder> encoders(kLanes);
+    encode_rows(encoders, lane_map, block, symbols.data(), threads);
+    std::vector<std::vector<uint8_t>> payloads;
+    for (RangeEncoder& encoder : encoders) payloads.push_back(encoder.finish());
+    if (threads == 1) expected = payloads;
+    CHECK(payloads == expected);
+    std::vector<RangeDecoder> decoders;
+    for (const auto& payload : payloads) decoders.emplace_back(payload);
+    std::vector<int64_t> decoded(symbols.size());
+    decode_rows(decoders, lane_map, block, threads, decoded.data());
+    CHECK(decoded == symbols);
+    for (const RangeDecoder& decoder : decoders) CHECK(decoder.end() == StreamEnd::kExact);
+    try {
+      for (int i = 0; i < 10; ++i) decode_rows(decoders, lane_map, block, threads, decoded.data());
+      CHECK(false);
+    } catch (const TruncatedError&) {
+    }
+  }
+}
+
+}  // namespace
+}  // namespace lmzip
+
+int main() {
+  using lmzip::RowKind;
+  lmzip::check_round_trips();
+  lmzip::check_any_bytes_decode();
+  lmzip::check_kernels_agree<float>(RowKind::kFloat32);
+  lmzip::check_kernels_agree<int32_t>(RowKind::kLogits);
+  lmzip::check_kernels_agree<uint32_t>(RowKind::kWeights);
+  lmzip::check_conversions_agree<uint16_t>(RowKind::kFloat16);
+  lmzip::check_conversions_agree<uint16_t>(RowKind::kBfloat16);
+  lmzip::check_conversions_agree<uint64_t>(RowKind::kFloat64);
+  lmzip::check_lanes_and_threads();
+  std::puts("coder_check: ok");
+  return 0;
+}

@@ -1,0 +1,111 @@
+"""Model files: what their headers say, how they are found, and what is said if they are not."""
+
+import hashlib
+import json
+
+import pytest
+
+import lmzip
+from lmzip import models
+from lmzip.container import ModelRef
+
+
+def write_model(path, about, shape=(3, 4)):
+    header = {
+        "__metadata__": {"lmzip": json.dumps(about)},
+        "w": {"dtype": "I8", "shape": list(shape), "data_offsets": [0, 12]},
+        "s": {"dtype": "F32", "shape": [100], "data_offsets": [12, 412]},
+    }
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(412))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("LMZIP_MODEL_PATH", str(tmp_path))
+    monkeypatch.delenv("LMZIP_MODEL", raising=False)
+    write_model(tmp_path / "one.safetensors", {"name": "one", "release": "0.1.0", "licence": "CC0"})
+    write_model(tmp_path / "two.safetensors", {"name": "two", "license": "MIT"})
+    return tmp_path
+
+
+def test_header_tells_what_a_model_is(folder):
+    model = models.read(folder / "one.safetensors")
+    assert (model.name, model.release, model.licence) == ("one", "0.1.0", "CC0")
+    assert model.parameters == 12
+    assert model.id == hashlib.sha256((folder / "one.safetensors").read_bytes()).digest()
+    assert model.ref == ModelRef(model.id[:8], "one@0.1.0")
+    other = models.read(folder / "two.safetensors")
+    assert (other.release, other.licence) == (lmzip.__version__, "MIT")
+
+
+def test_model_is_found_by_name_id_and_path(folder):
+    model = models.find("two")
+    assert models.find(f"two@{model.release}") == model
+    assert models.find(model.id.hex()[:6].upper()) == model
+    assert models.find(folder / "two.safetensors") == model
+
+
+def test_model_that_is_not_there_is_named_with_those_that_are(folder):
+    with pytest.raises(lmzip.ModelMismatchError, match=r"'three'; there are: .*one.*two"):
+        models.find("three")
+    with pytest.raises(FileNotFoundError):
+        models.find(folder / "three.safetensors")
+
+
+@pytest.mark.usefixtures("folder")
+def test_stream_finds_its_model_or_says_which_it_needs():
+    one, two = models.find("one"), models.find("two")
+    assert models.for_ref(one.ref) == one
+    assert models.for_ref(one.ref, offered=one) == one
+    with pytest.raises(lmzip.ModelMismatchError, match=r"needs the model 'one'.*given is 'two'"):
+        models.for_ref(one.ref, offered=two)
+    with pytest.raises(lmzip.ModelMismatchError, match=r"'x' \(id 0{16}\), shipped .* 9\.9"):
+        models.for_ref(ModelRef(bytes(8), "x@9.9"))
+
+
+@pytest.mark.usefixtures("folder")
+def test_default_is_chosen_by_the_environment(monkeypatch):
+    monkeypatch.setenv("LMZIP_MODEL", "two")
+    assert models.default() == models.find("two")
+
+
+def test_changed_file_is_another_model(folder):
+    before = models.read(folder / "one.safetensors").id
+    write_model(folder / "one.safetensors", {"name": "one, better"}, shape=(5, 5))
+    assert models.read(folder / "one.safetensors").id != before
+
+
+def test_long_name_is_cut_at_a_letter(tmp_path):
+    path = write_model(tmp_path / "x.safetensors", {"name": "ü" * 60, "release": "1.0"})
+    label = models.read(path).ref.label
+    assert label == "ü" * 30 + "@1.0"
+    assert len(label.encode()) == 64
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff" * 8,  # a header of 2^64 - 1 bytes
+        (20).to_bytes(8, "little") + b"{}",  # shorter than it says
+        (2).to_bytes(8, "little") + b"[]",
+        (2).to_bytes(8, "little") + b"{}",  # safetensors, but not of lmzip
+        (9).to_bytes(8, "little") + b'{"a": nul',
+        (200_000).to_bytes(8, "little") + b"[" * 200_000,  # would overflow a naive parser
+    ],
+)
+def test_other_files_are_no_models(tmp_path, data):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(lmzip.UnsupportedError, match=r"no safetensors header|no model of lmzip"):
+        models.read(path)
+
+
+def test_name_of_a_stream_is_never_a_path(folder):
+    (folder / "evil").mkdir()
+    path = write_model(folder / "evil" / "m.safetensors", {"name": "m"})
+    ref = ModelRef(bytes(8), str(path)[:60])
+    with pytest.raises(lmzip.ModelMismatchError):
+        models.for_ref(ref)

@@ -32,17 +32,38 @@ def folder(tmp_path, monkeypatch):
 
 def test_header_tells_what_a_model_is(folder):
     model = models.read(folder / "one.safetensors")
-    assert (model.name, model.release, model.licence) == ("one", "0.1.0", "CC0")
+    assert (model.name, model.licence) == ("one", "CC0")
     assert model.parameters == 12
     assert model.id == hashlib.sha256((folder / "one.safetensors").read_bytes()).digest()
-    assert model.ref == ModelRef(model.id[:8], "one@0.1.0")
-    other = models.read(folder / "two.safetensors")
-    assert (other.release, other.licence) == (lmzip.__version__, "MIT")
+    assert model.ref == ModelRef(model.id[:8], "one")
+    assert models.read(folder / "two.safetensors").licence == "MIT"
+
+
+def test_only_a_bundled_model_names_a_release(folder, monkeypatch):
+    monkeypatch.setattr(models, "BUNDLED", folder)
+    models._read.cache_clear()
+    one, two = models.read(folder / "one.safetensors"), models.read(folder / "two.safetensors")
+    assert one.ref.label == "one@0.1.0"
+    assert two.ref.label == f"two@{lmzip.__version__}"
+    assert str(one.ref) == f"'one' (id {one.id[:8].hex()}), shipped with lmzip-codec 0.1.0"
+    assert models.default() == one
+    models._read.cache_clear()
+
+
+@pytest.mark.usefixtures("folder")
+def test_only_the_model_that_is_called_as_the_stream_says_is_hashed(monkeypatch):
+    ref = models.find("two").ref
+    hashed = []
+    original = models._digest
+    monkeypatch.setattr(
+        models, "_digest", lambda path, *rest: hashed.append(path.stem) or original(path, *rest)
+    )
+    assert models.for_ref(ref).name == "two"
+    assert hashed == ["two"]
 
 
 def test_model_is_found_by_name_id_and_path(folder):
     model = models.find("two")
-    assert models.find(f"two@{model.release}") == model
     assert models.find(model.id.hex()[:6].upper()) == model
     assert models.find(folder / "two.safetensors") == model
 
@@ -78,10 +99,8 @@ def test_changed_file_is_another_model(folder):
 
 
 def test_long_name_is_cut_at_a_letter(tmp_path):
-    path = write_model(tmp_path / "x.safetensors", {"name": "ü" * 60, "release": "1.0"})
-    label = models.read(path).ref.label
-    assert label == "ü" * 30 + "@1.0"
-    assert len(label.encode()) == 64
+    path = write_model(tmp_path / "x.safetensors", {"name": "@" + "ü" * 60})
+    assert models.read(path).ref.label == "-" + "ü" * 31  # 63 bytes; 64 would cut a letter
 
 
 @pytest.mark.parametrize(

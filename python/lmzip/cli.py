@@ -265,6 +265,8 @@ def _train(arguments: list[str]) -> int:
     try:
         from lmzip import train  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
+        if (error.name or "").startswith("lmzip."):
+            raise
         print(
             f"lmzip: train: {error.name or error} is missing; training needs PyTorch: "
             "pip install 'lmzip-codec[torch]'",

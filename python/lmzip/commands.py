@@ -120,7 +120,7 @@ def list_models(*, as_json: bool) -> int:
         for model in [] if as_json else found:
             star = "*" if model == chosen else " "
             print(
-                f"{star} {printable(model.name)}@{model.release}  {model.id.hex()[:16]}  "
+                f"{star} {printable(model.name)}  {model.id.hex()[:16]}  "
                 f"{model.parameters:,} parameters  {human_size(model.size)}  "
                 f"{printable(model.licence) or 'licence not stated'}  {model.path}"
             )

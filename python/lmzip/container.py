@@ -88,7 +88,7 @@ class ModelRef:
     """What a stream says about its model: enough to find it, or to name what is missing."""
 
     id: bytes  # first MODEL_ID_SIZE bytes of the SHA-256 of the model file
-    label: str  # "name@release"; for messages only, never a path
+    label: str  # "name" or "name@release"; for messages only, never a path
 
     def __str__(self) -> str:
         name, _, release = self.label.rpartition("@")

@@ -27,22 +27,32 @@ BUNDLED = Path(__file__).parent / "models"
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """One model file. `id` is the SHA-256 (32 bytes) of all of it."""
+    """One model file. `release` is the one that bundles it, or empty."""
 
     path: Path
-    id: bytes
     name: str
     release: str
     parameters: int
     licence: str
     size: int
-    bundled: bool
+    mtime_ns: int
+
+    @property
+    def id(self) -> bytes:
+        """The SHA-256 (32 bytes) of the whole file; computed when first asked for."""
+        return _digest(self.path, self.mtime_ns, self.size)
+
+    @property
+    def bundled(self) -> bool:
+        return bool(self.release)
 
     @property
     def ref(self) -> ModelRef:
-        room = MAX_LABEL_SIZE - len(self.release.encode()) - 1
-        name = self.name.encode()[:room].decode("utf-8", "ignore")
-        return ModelRef(self.id[:MODEL_ID_SIZE], f"{name}@{self.release}")
+        """What a stream says of this model: a release only if a release has it."""
+        release = f"@{self.release}" if self.release else ""
+        room = MAX_LABEL_SIZE - len(release.encode())
+        name = self.name.replace("@", "-").encode()[:room].decode("utf-8", "ignore")
+        return ModelRef(self.id[:MODEL_ID_SIZE], name + release)
 
     def matches(self, ref: ModelRef) -> bool:
         return self.id.startswith(ref.id)
@@ -79,7 +89,7 @@ def find(name: str | os.PathLike[str]) -> ModelInfo:
     if os.sep in text or text.endswith(SUFFIX):
         return read(Path(text))
     known = list(available())
-    found = [model for model in known if text in (model.name, f"{model.name}@{model.release}")]
+    found = [model for model in known if text == model.name]
     if not found and len(text) >= 4:
         found = [model for model in known if model.id.hex().startswith(text.lower())]
     if not found:
@@ -100,7 +110,8 @@ def for_ref(ref: ModelRef, offered: ModelInfo | None = None) -> ModelInfo:
             f"the file needs the model {ref}; the model given is "
             f"{offered.name!r} (id {offered.id[:MODEL_ID_SIZE].hex()})"
         )
-    for model in available():
+    name = ref.label.partition("@")[0]
+    for model in sorted(available(), key=lambda model: model.name != name):  # spares hashing
         if model.matches(ref):
             return model
     raise ModelMismatchError(
@@ -110,28 +121,31 @@ def for_ref(ref: ModelRef, offered: ModelInfo | None = None) -> ModelInfo:
 
 
 def read(path: Path) -> ModelInfo:
-    """Read the header and the id of a model file. UnsupportedError if it is no model file."""
+    """Read the header of a model file. UnsupportedError if it is no model file."""
     stat = path.stat()
     return _read(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=64)
-def _read(path: Path, mtime_ns: int, size: int) -> ModelInfo:  # noqa: ARG001 (cache key)
+def _read(path: Path, mtime_ns: int, size: int) -> ModelInfo:
     with path.open("rb") as file:
         header = _read_header(path, file)
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").digest()
     about = _document(path, header)
     return ModelInfo(
         path=path,
-        id=digest,
         name=str(about.get("name") or path.stem),
-        release=str(about.get("release") or __version__),
+        release=str(about.get("release") or __version__) if path.parent == BUNDLED else "",
         parameters=_count_parameters(header),
         licence=str(about.get("licence") or about.get("license") or ""),
         size=size,
-        bundled=path.parent == BUNDLED,
+        mtime_ns=mtime_ns,
     )
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, mtime_ns: int, size: int) -> bytes:  # noqa: ARG001 (cache key)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _read_header(path: Path, file: BinaryIO) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Model files: safetensors with one JSON document in its metadata.  Layout: docs/model_file.md.
 
-In: bytes of a stranger's or our own file.  Out: an ExactModel whose every tensor has the type, the shape
-and the value range that docs/numerics.md section 2 promises, so that engines need no checks of their own.
-Nothing is executed and nothing is allocated beyond the size of the file.
+In: bytes of a stranger's or our own file.  Out: an ExactModel whose every tensor has the type,
+the shape and the value range that docs/numerics.md section 2 promises, so that engines need no
+checks of their own. Nothing is executed and nothing is allocated beyond the size of the file.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Architecture:
         if not all(isinstance(w, int) and 1 <= w <= 4096 for w in self.windows):
             raise UnsupportedError(f"architecture: windows {self.windows} are not within 1..4096")
         for t in self.ngrams:
-            inside = 0 <= t.offset and 1 <= t.width and t.offset + t.width <= self.d_model
+            inside = t.offset >= 0 and t.width >= 1 and t.offset + t.width <= self.d_model
             if not (2 <= t.order <= 4 and 1 <= t.log2_slots <= 24 and inside):
                 raise UnsupportedError(f"architecture: n-gram table {t} is not possible")
         if len(self.ngrams) > 3:
@@ -115,7 +115,9 @@ class Architecture:
     def product_parameters(self) -> int:
         """Number of weights that take part in products: the arithmetic of a byte is twice this."""
         return sum(
-            int(np.prod(shape)) for name, (_, shape) in self.tensors().items() if name.endswith(".weight")
+            int(np.prod(shape))
+            for name, (_, shape) in self.tensors().items()
+            if name.endswith(".weight")
         )
 
 
@@ -166,8 +168,9 @@ def _in_range(name: str, t: Array) -> bool:
 def parse(data: bytes) -> ExactModel:
     """Read a model file.
 
-    Raises NotLmzError (no safetensors file, or none of ours), UnsupportedError (a newer format or an
-    impossible architecture), CorruptError (tensors that are not what the architecture says), LimitError.
+    Raises NotLmzError (no safetensors file, or none of ours), UnsupportedError (a newer format or
+    an impossible architecture), CorruptError (tensors that are not what the architecture says),
+    LimitError.
     """
     document = _document(data)
     if document.get("format") != FORMAT:
@@ -177,7 +180,7 @@ def parse(data: bytes) -> ExactModel:
     architecture = Architecture.from_json(document.get("architecture", {}))
     try:
         tensors = safetensors.numpy.load(data)
-    except Exception as error:  # the library has no common base class for its errors
+    except Exception as error:  # noqa: BLE001 (the library has no common base class)
         raise CorruptError(f"model file: {error}") from None
     check(architecture, tensors)
     about = {k: v for k, v in document.items() if k not in ("format", "architecture")}
@@ -194,7 +197,9 @@ def _document(data: bytes) -> dict[str, Any]:
     try:
         document = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["lmzip"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise NotLmzError("not an lmzip model: a safetensors file without lmzip's metadata") from None
+        raise NotLmzError(
+            "not an lmzip model: a safetensors file without lmzip's metadata"
+        ) from None
     if not isinstance(document, dict):
         raise NotLmzError("not an lmzip model: its metadata is no JSON object")
     return document

@@ -1,7 +1,8 @@
 """The exact engine, readable: docs/numerics.md in NumPy, in its order and with its names.
 
-This is the truth that every faster engine is compared with (==).  It evaluates one byte of each lane at a
-time and is slow.  Integers are int64 here: the bounds of the document say where fewer bits are enough.
+This is the truth that every faster engine is compared with (==).  It evaluates one byte of each
+lane at a time and is slow.  Integers are int64 here: the bounds of the document say where fewer
+bits are enough.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def quantize(x: Int, limit: int, low: int) -> tuple[Int, Int]:
 
 
 def quantize_row(x: Int, limit: int = 127) -> tuple[Int, Float]:
-    """Residual rows (..., D) to integers and the scale r (..., 1) that makes their root mean square 1."""
+    """Residual rows (..., D) to integers and the scale r (..., 1) that makes their root mean
+    square 1."""
     xq, m = quantize(x, limit, -limit)
     total = (xq * xq).sum(axis=-1, keepdims=True)
     r = np.sqrt(np.float32(x.shape[-1]) / f(np.maximum(total, 1)))
@@ -67,7 +69,7 @@ class ReferenceEngine:
     def __init__(self, model: ExactModel) -> None:
         self.model = model
         self.arch = model.architecture
-        self.t = {
+        self.t: dict[str, Array] = {
             name: t.astype(np.int64) if t.dtype != np.float32 else t
             for name, t in model.tensors.items()
         }
@@ -78,8 +80,11 @@ class ReferenceEngine:
         return State(0, np.zeros((lanes, 4), np.int64), list(empty), list(empty))
 
     def step(self, state: State, inputs: Array) -> npt.NDArray[np.int32]:
-        """Feed one byte to each lane ((lanes,) uint8; 0 at position 0); logits (lanes, 256) int32."""
-        state.history = np.concatenate([inputs.astype(np.int64)[:, None], state.history[:, :3]], axis=1)
+        """Feed one byte to each lane ((lanes,) uint8; 0 at position 0); logits (lanes, 256)
+        int32."""
+        state.history = np.concatenate(
+            [inputs.astype(np.int64)[:, None], state.history[:, :3]], axis=1
+        )
         x = self._embed(state.history)
         for i in range(self.arch.n_layers):
             x = self._attend(i, x, state)
@@ -120,7 +125,8 @@ class ReferenceEngine:
         return self._add(x, f(acc) * f(m) * t[f"layers.{i}.out.scale"])
 
     def _rotate(self, u_float: Float, channels: slice, position: int) -> Int:
-        """Scaled products of one kind of head to int8, normalized and rotated: (lanes, heads, d)."""
+        """Scaled products of one kind of head to int8, normalized and rotated: (lanes, heads,
+        d)."""
         d = self.arch.head_dim
         u = rint(u_float[:, channels], -4095, 4095).reshape(len(u_float), -1, d)
         phase = position * self.t["rotary.frequency"] % (1 << 32)
@@ -153,8 +159,10 @@ class ReferenceEngine:
         u = rint(f(acc) * t[f"layers.{i}.up.scale"], 0, 32767)
         hq, m = quantize(u * u, 255, 0)
         acc = hq @ t[f"layers.{i}.down.weight"].T
-        return self._add(x, f(acc) * (f(m) * r * r) * t[f"layers.{i}.down.scale"])
+        y: Float = f(acc) * (f(m) * r * r) * t[f"layers.{i}.down.scale"]
+        return self._add(x, y)
 
     @staticmethod
     def _add(x: Int, y: Float) -> Int:
-        return np.clip(x + rint(y, -RESIDUAL_MAX, RESIDUAL_MAX), -RESIDUAL_MAX, RESIDUAL_MAX)
+        x = np.clip(x + rint(y, -RESIDUAL_MAX, RESIDUAL_MAX), -RESIDUAL_MAX, RESIDUAL_MAX)
+        return x

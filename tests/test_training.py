@@ -1,0 +1,189 @@
+"""Training end to end on a toy text: it learns, resumes, exports the same integers, and refuses
+nonsense."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+from lmzip import corpus, train  # noqa: E402
+from lmzip.errors import CorruptError, NotLmzError, UnsupportedError  # noqa: E402
+from lmzip.model_file import Architecture, load, parse, serialize  # noqa: E402
+
+TEXT = b"the cat sat on the mat; the dog sat on the log; " * 400
+TOY = {
+    "d_model": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "d_ff": 64,
+    "windows": [16], "ngrams": [{"order": 2, "log2_slots": 6, "offset": 0, "width": 32}],
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "text").write_bytes(TEXT)
+    (tmp_path / "toy.json").write_text(json.dumps(TOY))
+    return tmp_path
+
+
+def options(folder: Path, *more: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    fixed = ["--architecture", str(folder / "toy.json"), "--batch", "4", "--length", "64"]
+    return parser.parse_args(
+        [str(folder / "text"), "-o", str(folder / "m.safetensors"), *fixed, *more]
+    )
+
+
+def test_it_learns_and_the_file_says_what_it_is(folder):
+    assert (
+        train.run(options(folder, "--bytes", "50000", "--name", "toy", "--licence", "CC0-1.0")) == 0
+    )
+    model = load(folder / "m.safetensors")
+    assert model.name == "toy"
+    assert model.about["licence"] == "CC0-1.0"
+    [group] = model.about["training"]["groups"]
+    assert group["bytes"] == len(TEXT) - len(TEXT) // 50
+    assert model.about["training"]["held_out_bpb"]["files"] < 2.0  # 8 before, about 3.7 at order 0
+
+
+def test_a_stopped_run_resumes_where_it_was(folder):
+    first = options(folder, "--bytes", "20000", "--quantize-at", "0.5")
+    train.run(first)
+    again = options(folder, "--bytes", "40000", "--resume")
+    corpus_, network = train._corpus(again), train.Network(train._architecture(again))
+    job = train.Run(network, train.Budget(40000), train.Schedule())
+    job.restore(folder / "m.safetensors.checkpoint", torch.device("cpu"))
+    assert job.budget.bytes_seen >= 20000
+    assert job.quantized
+    seen = job.budget.bytes_seen
+    train.Trainer(job, corpus_, again, torch.device("cpu")).train(folder / "c")
+    assert 40000 <= job.budget.bytes_seen < 40000 + seen
+
+
+def test_export_is_deterministic_and_kept_by_the_checkpoint(folder):
+    train.run(options(folder, "--bytes", "10000"))
+    saved = (folder / "m.safetensors").read_bytes()
+    args = options(folder)
+    job = train.Run(train.Network(train._architecture(args)), train.Budget(), train.Schedule())
+    job.restore(folder / "m.safetensors.checkpoint", torch.device("cpu"))
+    tensors = train.export(job.network)
+    for name, tensor in parse(saved).tensors.items():
+        np.testing.assert_array_equal(tensor, tensors[name])
+
+
+def test_checkpoints_of_strangers_run_no_code(folder):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (folder / "pwned",))
+
+    path = folder / "evil"
+    torch.save({"network": Evil()}, path)
+    args = options(folder)
+    job = train.Run(train.Network(train._architecture(args)), train.Budget(), train.Schedule())
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        job.restore(path, torch.device("cpu"))
+    assert not (folder / "pwned").exists()
+
+
+def test_two_processes_train_together(folder):
+    args = ["--architecture", str(folder / "toy.json"), "--batch", "2", "--length", "64"]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        "-m", "lmzip.train", str(folder / "text"), "-o", str(folder / "two.safetensors"),
+        "--bytes", "4000", "--device", "cpu", "--threads", "1", *args,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert load(folder / "two.safetensors").about["training"]["bytes_seen"] >= 4000
+
+
+def test_a_budget_without_quantization_is_refused(folder):
+    with pytest.raises(train.TrainingError, match="quantization-aware"):
+        train.run(options(folder, "--bytes", "1000", "--quantize-at", "2"))
+    assert not (folder / "m.safetensors").exists()
+
+
+def test_no_text_is_refused(folder):
+    (folder / "text").write_bytes(b"")
+    with pytest.raises(corpus.CorpusError, match="no training text"):
+        train.run(options(folder, "--bytes", "1000"))
+
+
+def test_held_out_documents_are_never_trained_on(tmp_path):
+    for i in range(60):
+        (tmp_path / f"{i:02}").write_bytes(bytes([i]) * 10)
+    [group] = corpus.read_files([tmp_path]).groups
+    assert set(group.held_out.tolist()) == {7, 57}
+    assert not {7, 57} & set(group.train.tolist())
+    assert len(group.starts) == 58
+
+
+def test_archives_and_ranges_of_a_recipe_are_read(tmp_path, monkeypatch):
+    import io
+    import lzma
+    import tarfile
+
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in (("a", b"12345678"), ("b", b"abcdefgh")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    (tmp_path / "x.tar.xz").write_bytes(lzma.compress(buffer.getvalue()))
+    monkeypatch.setenv("WHERE", str(tmp_path))
+    recipe = {"groups": [{"name": "g", "weight": 2, "paths": ["$WHERE/x.tar.xz"],
+                          "range": [0, 5], "held_out_range": [6, 8]}]}  # fmt: skip
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    [group] = corpus.read_mix(tmp_path / "recipe.json").groups
+    assert group.train.tobytes() == b"12345abcde"
+    assert group.held_out.tobytes() == b"78gh"
+
+
+def toy_model_bytes() -> bytes:
+    architecture = Architecture.from_json(TOY)
+    network = train.Network(architecture)
+    return serialize(architecture, train.export(network), {"name": "toy"})
+
+
+def test_hostile_model_files_are_refused_by_name():
+    good = toy_model_bytes()
+    parse(good)
+    with pytest.raises(NotLmzError, match="no safetensors header"):
+        parse(b"\x89LMZ not a model")
+    with pytest.raises(NotLmzError, match="no safetensors header"):
+        parse((1 << 60).to_bytes(8, "little") + good[8:])
+    with pytest.raises(NotLmzError, match="without lmzip"):
+        parse(good.replace(b'"lmzip"', b'"pizml"'))
+    with pytest.raises(UnsupportedError, match="format 'lmzip-exact-9'"):
+        parse(good.replace(b"lmzip-exact-1", b"lmzip-exact-9"))
+    with pytest.raises(UnsupportedError, match="n_kv_heads"):
+        parse(good.replace(b'n_kv_heads\\":1', b'n_kv_heads\\":3'))
+    with pytest.raises(CorruptError, match="expected"):
+        parse(good.replace(b'd_ff\\":64', b'd_ff\\":32'))
+    with pytest.raises(CorruptError, match="model file"):
+        parse(good[:-1])
+
+
+def test_values_out_of_range_are_refused():
+    model = parse(toy_model_bytes())
+    for name, value in (
+        ("head.weight", -128), ("head.scale", np.nan), ("head.scale", 0), ("layers.0.softmax", 0),
+        ("embedding.shift", 16),
+    ):  # fmt: skip
+        tensors = {k: t.copy() for k, t in model.tensors.items()}
+        tensors[name].flat[0] = value
+        with pytest.raises(CorruptError, match=name):
+            serialize(model.architecture, tensors, {})

@@ -128,7 +128,16 @@ def test_model_is_named_only_if_a_frame_may_need_it():
 
         writer, out, position = _StreamWriter(writer_ref, None, None), b"", 0
         for method in methods:
-            header = container.FrameHeader(method, position, 5, 5, 0, 0, 0, (5,) if method else ())
+            header = container.FrameHeader(
+                method,
+                position,
+                5,
+                5,
+                0,
+                0,
+                table_bits=20 if method in container.TABLE_METHODS else 0,
+                lane_sizes=(5,) if method else (),
+            )
             out += writer.add(frames.EncodedFrame(header.pack() + b"12345", header))
             position += 5
         return lmzip.inspect(out + writer.end()).streams[0].model

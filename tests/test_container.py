@@ -3,6 +3,7 @@
 import re
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,15 +56,18 @@ def frame_headers(draw):
     stride = -(-raw_size // lanes)
     full = -(-raw_size // stride)  # lanes that hold a byte
     sizes = [draw(st.integers(0, raw_size // lanes)) for _ in range(full)] + [0] * (lanes - full)
+    method = draw(st.sampled_from([1, 2, 3, 4]))
+    mixed = method in container.TABLE_METHODS
     return FrameHeader(
-        draw(st.sampled_from([1, 2, 3, 4])),
-        draw(st.integers(0, container.MAX_TOTAL - raw_size)),
-        raw_size,
-        sum(sizes),
-        draw(st.integers(0, (1 << 32) - 1)),
-        draw(st.integers(0, (1 << 32) - 1)),
-        draw(st.just(0) | st.integers(container.MIN_TABLE_BITS, container.MAX_TABLE_BITS)),
-        tuple(sizes),
+        method=method,
+        position=draw(st.integers(0, container.MAX_TOTAL - raw_size)),
+        raw_size=raw_size,
+        payload_size=sum(sizes),
+        raw_crc=draw(st.integers(0, (1 << 32) - 1)),
+        payload_crc=draw(st.integers(0, (1 << 32) - 1)),
+        table_bits=draw(st.integers(16, 30)) if mixed else 0,
+        profile=draw(st.integers(0, container.MAX_PROFILE)) if mixed else 0,
+        lane_sizes=tuple(sizes),
     )
 
 
@@ -72,8 +76,7 @@ def test_frame_header_comes_back(header):
     packed = header.pack()
     found = FrameHeader.unpack(packed)
     assert found.head_size == len(packed)
-    assert found.lane_sizes == header.lane_sizes
-    assert found.pack() == packed
+    assert replace(found, head_size=0) == header
 
 
 @given(st.lists(st.tuples(st.integers(18, 1 << 26), st.integers(1, 1 << 26)), max_size=20))

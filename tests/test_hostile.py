@@ -94,7 +94,7 @@ def test_random_bytes_behind_the_magic_are_refused(garbage):
 def test_payload_with_the_right_checksum_but_of_garbage_is_refused(payload, raw_size, lanes):
     raw_size = max(raw_size, len(payload))
     sizes = (len(payload),) + (0,) * (lanes - 1)
-    head = FrameHeader(4, 0, raw_size, len(payload), 12345, zlib.crc32(payload), 0, sizes)
+    head = FrameHeader(4, 0, raw_size, len(payload), 12345, zlib.crc32(payload), lane_sizes=sizes)
     blob = StreamHeader().pack() + head.pack() + payload + b"E" + pack_varint(raw_size)
     with pytest.raises(lmzip.CorruptError):
         lmzip.decompress(blob)
@@ -114,7 +114,8 @@ def peak_memory(work):
 
 
 HUGE_FRAME = (
-    StreamHeader().pack() + FrameHeader(4, 0, 64 << 20, 64 << 20, 0, 0, 0, (64 << 20,)).pack()
+    StreamHeader().pack()
+    + FrameHeader(4, 0, 64 << 20, 64 << 20, 0, 0, lane_sizes=(64 << 20,)).pack()
 )
 HUGE_INDEX = StreamHeader().pack() + b"I" + pack_varint(4 << 20) + b"\x0f\x80\x80\x80\x01"
 

@@ -273,6 +273,7 @@ class FrameInfo:
     method: str
     lanes: int
     table_bits: int
+    profile: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +367,7 @@ def _frame_infos(file: BinaryIO, table: SeekTable) -> Iterator[FrameInfo]:
             head.method_name,
             head.lanes,
             head.table_bits,
+            head.profile,
         )
 
 

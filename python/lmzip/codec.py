@@ -18,6 +18,7 @@ from lmzip.container import (
     METHOD_ORDER0,
     METHOD_STORED,
     MODEL_METHODS,
+    TABLE_METHODS,
     FrameHeader,
     StreamHeader,
 )
@@ -38,7 +39,9 @@ class FrameCodec(Protocol):
     @property
     def method(self) -> int: ...
     @property
-    def table_bits(self) -> int: ...  # written in the frame; 0 for no tables
+    def table_bits(self) -> int: ...  # of the mixer, as written in the frame; 0 without one
+    @property
+    def profile(self) -> int: ...  # of the mixer, 0..7
     @property
     def model_id(self) -> bytes: ...  # SHA-256 of the model file; 32 zero bytes for no model
     @property
@@ -57,6 +60,7 @@ class CodecRequest:
 
     method: int
     table_bits: int
+    profile: int
     model: ModelInfo | None
     device: str
     threads: int
@@ -73,24 +77,23 @@ _FACTORIES: dict[int, Callable[[CodecRequest], FrameCodec]] = {METHOD_ORDER0: _o
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """How to encode. Of `methods`, those that are built in (and have a model) are tried."""
+    """How to encode. Of `codings` (method, mixer profile), those that can be had are tried."""
 
     name: str
-    methods: tuple[int, ...]
+    codings: tuple[tuple[int, int], ...]
     table_bits: int
     frame_size: int
     lanes: int
-    summary: str
 
 
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("fast", (METHOD_MIXER,), 22, 4 << 20, 1, "no network"),
-        Preset("default", (METHOD_NETWORK_MIXER, METHOD_MIXER), 22, 1 << 20, 16, "network"),
-        Preset("best", (METHOD_NETWORK_MIXER, METHOD_MIXER), 24, 4 << 20, 4, "fewer lanes"),
-        Preset("network", (METHOD_NETWORK,), 0, 1 << 20, 16, "network alone"),
-        Preset("order0", (METHOD_ORDER0,), 0, 1 << 20, 1, "byte counts; for tests"),
+        Preset("fast", ((METHOD_MIXER, 0), (METHOD_MIXER, 1)), 22, 4 << 20, 1),
+        Preset("default", ((METHOD_NETWORK_MIXER, 0), (METHOD_MIXER, 2)), 22, 1 << 20, 16),
+        Preset("best", ((METHOD_NETWORK_MIXER, 2), (METHOD_MIXER, 2)), 24, 4 << 20, 4),
+        Preset("network", ((METHOD_NETWORK, 0),), 0, 1 << 20, 16),  # for measuring
+        Preset("order0", ((METHOD_ORDER0, 0),), 0, 1 << 20, 1),  # for tests
     )
 }
 LEVELS = {
@@ -138,19 +141,21 @@ class Codecs:
     device: str = "auto"
     threads: int = 1
     memory_limit: int | None = DEFAULT_MEMORY_LIMIT
-    _open: dict[tuple[int, int, bytes], FrameCodec] = field(default_factory=dict)
+    _open: dict[tuple[int, int, int, bytes], FrameCodec] = field(default_factory=dict)
 
     def for_preset(self, preset: Preset) -> list[FrameCodec]:
         """The codecs to choose from when encoding; order 0 where no better one is built in."""
         model = self.model or models.default()
         wanted = [
-            method
-            for method in preset.methods
+            (method, profile)
+            for method, profile in preset.codings
             if method in _FACTORIES and (model or method not in MODEL_METHODS)
         ]
         if not wanted:
-            return [self._codec(METHOD_ORDER0, 0, None)]
-        return [self._codec(method, preset.table_bits, model) for method in wanted]
+            return [self._codec(METHOD_ORDER0, 0, 0, None)]
+        return [
+            self._codec(method, preset.table_bits, profile, model) for method, profile in wanted
+        ]
 
     def for_frame(self, stream: StreamHeader, frame: FrameHeader) -> FrameCodec:
         """The codec of a coded frame, checked against the memory limit before it is opened.
@@ -164,7 +169,7 @@ class Codecs:
                 "update lmzip-codec"
             )
         self._check_memory(frame, frame.raw_size + frame.payload_size + _table_size(frame))
-        codec = self._codec(frame.method, frame.table_bits, model)
+        codec = self._codec(frame.method, frame.table_bits, frame.profile, model)
         self._check_memory(frame, frame_memory(frame, codec))
         return codec
 
@@ -187,12 +192,16 @@ class Codecs:
                 f"{mebibytes(self.memory_limit)}: raise it with -M"
             )
 
-    def _codec(self, method: int, table_bits: int, model: ModelInfo | None) -> FrameCodec:
+    def _codec(
+        self, method: int, table_bits: int, profile: int, model: ModelInfo | None
+    ) -> FrameCodec:
         if method not in MODEL_METHODS:
             model = None
-        key = method, table_bits, model.id if model else b""
+        if method not in TABLE_METHODS:
+            table_bits = profile = 0
+        key = method, table_bits, profile, model.id if model else b""
         if key not in self._open:
-            request = CodecRequest(method, table_bits, model, self.device, self.threads)
+            request = CodecRequest(method, table_bits, profile, model, self.device, self.threads)
             self._open[key] = _FACTORIES[method](request)
         return self._open[key]
 

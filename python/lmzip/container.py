@@ -40,6 +40,7 @@ METHOD_NAMES = {
     METHOD_ORDER0: "order0",
 }
 MODEL_METHODS = frozenset({METHOD_NETWORK, METHOD_NETWORK_MIXER})
+TABLE_METHODS = frozenset({METHOD_MIXER, METHOD_NETWORK_MIXER})
 
 MODEL_ID_SIZE = 8  # bytes of the model file's SHA-256 that the header carries
 MAX_LABEL_SIZE = 64
@@ -49,8 +50,9 @@ MAX_HEADER_RECORD = len(MAGIC) + 2 + MAX_HEADER_BODY + 4
 MAX_FRAME_BODY = 1 << 15
 MAX_FRAME_SIZE = 64 << 20  # raw bytes of one frame
 MAX_LANES = 4096
-MIN_TABLE_BITS = 10
+MIN_TABLE_BITS = 16
 MAX_TABLE_BITS = 30
+MAX_PROFILE = 7
 MAX_INDEX_BODY = 4 << 20
 MAX_TOTAL = (1 << 63) - 1
 MIN_FRAME_RECORD = 18  # a frame record cannot be shorter; bounds the count of frames in an index
@@ -156,8 +158,9 @@ class StreamHeader:
 class FrameHeader:
     """The head of a frame: everything but the payload.
 
-    `lane_sizes` has one payload size per lane, and is empty for a stored frame. `table_bits` is
-    the base-2 logarithm of the bytes of table memory that decoding needs, 0 for none.
+    `lane_sizes` has one payload size per lane, and is empty for a stored frame. For the methods
+    with a mixer, `table_bits` is the base-2 logarithm of the bytes of its tables, and `profile`
+    says which set of models it mixes; both are 0 for the others.
     """
 
     method: int
@@ -167,6 +170,7 @@ class FrameHeader:
     raw_crc: int
     payload_crc: int
     table_bits: int = 0
+    profile: int = 0
     lane_sizes: tuple[int, ...] = ()
     head_size: int = 0  # bytes of this record; filled in by unpack
 
@@ -188,7 +192,7 @@ class FrameHeader:
         )
         body += struct.pack("<II", self.raw_crc, self.payload_crc)
         if self.method != METHOD_STORED:
-            body += bytes([self.table_bits]) + pack_varint(self.lanes)
+            body += bytes([self.profile << 5 | self.table_bits]) + pack_varint(self.lanes)
             body += b"".join(pack_varint(size) for size in self.lane_sizes[:-1])
         record = bytes([FRAME_MARK]) + pack_varint(len(body)) + body
         return record + struct.pack("<I", zlib.crc32(record))
@@ -202,13 +206,11 @@ class FrameHeader:
         position, raw_size, payload_size = body.varint(), body.varint(), body.varint()
         raw_crc, payload_crc = struct.unpack("<II", body.take(8))
         _check_frame_sizes(method, position, raw_size, payload_size)
-        table_bits = 0
+        table_bits = profile = 0
         lane_sizes: tuple[int, ...] = ()
         if method in METHOD_NAMES and method != METHOD_STORED:
-            table_bits = body.byte()
+            table_bits, profile = _read_mixer_fields(body, method)
             lane_sizes = _read_lanes(body, raw_size, payload_size)
-            if table_bits and not MIN_TABLE_BITS <= table_bits <= MAX_TABLE_BITS:
-                raise CorruptError(f"a frame asks for tables of 2^{table_bits} bytes")
         if method in METHOD_NAMES:
             body.end()
         return cls(
@@ -219,6 +221,7 @@ class FrameHeader:
             raw_crc,
             payload_crc,
             table_bits,
+            profile,
             lane_sizes,
             len(record),
         )
@@ -558,6 +561,16 @@ def _check_frame_sizes(method: int, position: int, raw_size: int, payload_size: 
         raise CorruptError(f"a frame announces the position {position}, behind any possible end")
     if payload_size > raw_size or (method == METHOD_STORED and payload_size != raw_size):
         raise CorruptError(f"a frame of {raw_size} bytes announces a payload of {payload_size}")
+
+
+def _read_mixer_fields(body: _Fields, method: int) -> tuple[int, int]:
+    packed = body.byte()
+    table_bits, profile = packed & 0x1F, packed >> 5
+    if method not in TABLE_METHODS and packed:
+        raise CorruptError(f"a frame without a mixer has the mixer byte {packed:#04x}")
+    if method in TABLE_METHODS and not MIN_TABLE_BITS <= table_bits <= MAX_TABLE_BITS:
+        raise CorruptError(f"a frame asks for tables of 2^{table_bits} bytes")
+    return table_bits, profile
 
 
 def _read_lanes(body: _Fields, raw_size: int, payload_size: int) -> tuple[int, ...]:

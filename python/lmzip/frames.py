@@ -89,6 +89,7 @@ def _pack_frame(
         raw_crc=raw_crc,
         payload_crc=zlib.crc32(payload),
         table_bits=codec.table_bits,
+        profile=codec.profile,
         lane_sizes=tuple(map(len, payloads)),
     )
     return EncodedFrame(header.pack() + payload, header)

@@ -24,6 +24,7 @@ class Order0Codec:
 
     method = METHOD_ORDER0
     table_bits = 0
+    profile = 0
     model_id = bytes(32)
     model_name = ""
 

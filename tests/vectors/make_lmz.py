@@ -79,7 +79,7 @@ def coded(raw: bytes, lanes: int = 1, raw_crc: int | None = None, tail: bytes = 
     payload = b"".join(payloads)
     crc = zlib.crc32(raw) if raw_crc is None else raw_crc
     sizes = tuple(map(len, payloads))
-    frame = FrameHeader(4, 0, len(raw), len(payload), crc, zlib.crc32(payload), 0, sizes)
+    frame = FrameHeader(4, 0, len(raw), len(payload), crc, zlib.crc32(payload), lane_sizes=sizes)
     return frame.pack() + payload
 
 
@@ -100,9 +100,9 @@ def one_frame(record: bytes, raw_size: int) -> bytes:
     return HEAD + record + b"E" + pack_varint(raw_size)
 
 
-def lanes_of(rest: bytes, payload: bytes = b"x") -> bytes:
-    """A stream with a frame of 9 raw bytes whose lane fields are `rest`."""
-    body = frame_body(4, [0, 9, len(payload)], NOTHING, zlib.crc32(payload), rest)
+def lanes_of(rest: bytes, payload: bytes = b"x", method: int = 4) -> bytes:
+    """A stream with a frame of 9 raw bytes whose fields of mixer and lanes are `rest`."""
+    body = frame_body(method, [0, 9, len(payload)], NOTHING, zlib.crc32(payload), rest)
     return one_frame(head(body) + payload, 9)
 
 
@@ -235,7 +235,9 @@ def damaged_frames() -> dict[str, Case]:
             "payload for a lane of no byte",
             "lane 5",
         ),
-        "tables-huge": bad(lanes_of(b"\x1f\x01"), "tables of 2 GiB", "2\\^31"),
+        "tables-huge": bad(lanes_of(b"\x1f\x01", method=2), "tables of 2 GiB", r"2\^31 bytes"),
+        "tables-none": bad(lanes_of(b"\x00\x01", method=2), "a mixer without tables", r"2\^0 "),
+        "tables-surplus": bad(lanes_of(b"\x16\x01"), "tables without a mixer", "mixer byte 0x16"),
         "payload-crc": bad(
             flip(one_frame(coded(raw), 80), payload_at),
             "one bit of a payload flipped",

@@ -290,6 +290,20 @@ def test_budget_bounds_the_sum_of_what_is_in_flight():
     assert list(everything) == [0, 1, 2, 3, 4]  # one alone may pass the budget
 
 
+def test_threads_are_divided_among_the_frames_in_work():
+    share = codec.ThreadShare(4)
+    with share.take() as alone:
+        with share.take() as second:
+            assert (alone, second) == (4, 1)
+    with share.take() as again:
+        assert again == 4
+    first, second, third = share.take(), share.take(), share.take()
+    taken = [first.__enter__(), second.__enter__()]
+    first.__exit__(None, None, None)
+    taken.append(third.__enter__())
+    assert taken == [4, 1, 3]
+
+
 def test_error_comes_after_the_results_before_it():
     blob = compress(text(5 * FRAME))
     info = lmzip.inspect(blob)

@@ -4,8 +4,10 @@ An engine is a FrameCodec; a factory in _FACTORIES makes it for a method. Nothin
 package asks which engines exist. Engines are imported when they are first needed.
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -54,16 +56,42 @@ class FrameCodec(Protocol):
         """Return exactly raw_size bytes. CorruptError if the payloads cannot be right."""
 
 
+class ThreadShare:
+    """Threads that frames coded at the same time divide among themselves.
+
+    A frame takes all that are free, at least one: the only frame of a small file gets them all,
+    and of the many of a large file each soon runs on one, which needs no barriers.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._free, self._lock = threads, threading.Lock()
+
+    @contextlib.contextmanager
+    def take(self) -> Iterator[int]:
+        """Hold a number of threads, the calling one included."""
+        with self._lock:
+            taken = max(1, self._free)
+            self._free -= taken
+        try:
+            yield taken
+        finally:
+            with self._lock:
+                self._free += taken
+
+
 @dataclass(frozen=True, slots=True)
 class CodecRequest:
-    """What a factory gets. `model` is set for the methods that need one."""
+    """What a factory gets. `model` is set for the methods that need one.
+
+    An engine with threads of its own takes them from `threads` for each frame.
+    """
 
     method: int
     table_bits: int
     profile: int
     model: ModelInfo | None
     device: str
-    threads: int
+    threads: ThreadShare
 
 
 def _order0(request: CodecRequest) -> FrameCodec:  # noqa: ARG001
@@ -141,7 +169,11 @@ class Codecs:
     device: str = "auto"
     threads: int = 1
     memory_limit: int | None = DEFAULT_MEMORY_LIMIT
+    _share: ThreadShare = field(init=False)
     _open: dict[tuple[int, int, int, bytes], FrameCodec] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._share = ThreadShare(self.threads)
 
     def for_preset(self, preset: Preset) -> list[FrameCodec]:
         """The codecs to choose from when encoding; order 0 where no better one is built in."""
@@ -201,7 +233,7 @@ class Codecs:
             table_bits = profile = 0
         key = method, table_bits, profile, model.id if model else b""
         if key not in self._open:
-            request = CodecRequest(method, table_bits, profile, model, self.device, self.threads)
+            request = CodecRequest(method, table_bits, profile, model, self.device, self._share)
             self._open[key] = _FACTORIES[method](request)
         return self._open[key]
 

@@ -292,9 +292,8 @@ def test_budget_bounds_the_sum_of_what_is_in_flight():
 
 def test_threads_are_divided_among_the_frames_in_work():
     share = codec.ThreadShare(4)
-    with share.take() as alone:
-        with share.take() as second:
-            assert (alone, second) == (4, 1)
+    with share.take() as alone, share.take() as second:
+        assert (alone, second) == (4, 1)
     with share.take() as again:
         assert again == 4
     first, second, third = share.take(), share.take(), share.take()

@@ -149,19 +149,28 @@ class LmzCompressor:
             view = view[len(piece) :]
             if len(self._buffer) == self._settings.frame_size:
                 out += self._submit()
-        return bytes(out + self._collect(wait=False))
+        while self._running and self._running[0].done():
+            out += self._next_result()
+        return bytes(out)
 
     def flush(self, mode: int = FLUSH_STREAM) -> bytes:
         """Return all that is left, and end the frame or the stream."""
+        return b"".join(self.flush_pieces(mode))
+
+    def flush_pieces(self, mode: int = FLUSH_STREAM) -> Iterator[bytes]:
+        """As flush(), but yield the bytes of each frame when it is ready."""
         self._check_open()
         if mode not in (self.FLUSH_FRAME, self.FLUSH_STREAM):
             raise ValueError(f"flush mode must be FLUSH_FRAME or FLUSH_STREAM, got {mode!r}")
-        out = bytearray(self._submit() if self._buffer else b"")
-        out += self._collect(wait=True)
-        out += self._writer.end() if mode == self.FLUSH_STREAM else self._writer.release()
+        if self._buffer:
+            yield self._submit()
+        while self._running:
+            yield self._next_result()
         if mode == self.FLUSH_STREAM:
+            yield self._writer.end()
             self._close()
-        return bytes(out)
+        else:
+            yield self._writer.release()
 
     def _submit(self) -> bytes:
         """Start to encode the buffer; return what had to be finished to make room for it."""
@@ -174,12 +183,6 @@ class LmzCompressor:
         self._running.append(self._pool.submit(encode_frame, data, self._position, self._settings))
         self._position += len(data)
         return out
-
-    def _collect(self, *, wait: bool) -> bytes:
-        out = bytearray()
-        while self._running and (wait or self._running[0].done()):
-            out += self._next_result()
-        return bytes(out)
 
     def _next_result(self) -> bytes:
         try:

@@ -10,6 +10,7 @@ import stat
 import sys
 import tempfile
 from argparse import Namespace
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from mmap import ACCESS_READ, mmap
@@ -22,7 +23,7 @@ from lmzip.cli import SUFFIX, UsageError
 from lmzip.codec import DEFAULT_MEMORY_LIMIT, Codecs, method_names, preset_named
 from lmzip.container import MAX_TOTAL, StreamHeader, is_safe_name, printable
 from lmzip.errors import LmzipError
-from lmzip.frames import READ_SIZE, decode_all, read_tasks
+from lmzip.frames import READ_SIZE, FrameTask, decode_all, read_tasks
 from lmzip.output import AtomicFile
 from lmzip.progress import Progress, human_size
 from lmzip.salvage import Piece, salvage
@@ -155,7 +156,9 @@ def _compress(name: str, options: Namespace) -> None:
                 raw += len(piece)
                 out += sink.write(compressor.compress(piece))
                 progress.update(compressor.raw_done, compressor.raw_done, out)
-            out += sink.write(compressor.flush())
+            for piece in compressor.flush_pieces():
+                out += sink.write(piece)
+                progress.update(compressor.raw_done, compressor.raw_done, out)
             _check_unchanged(source, before)
     _finish(name, target, options, raw, out, before)
 
@@ -165,7 +168,7 @@ def _decompress(name: str, options: Namespace) -> None:
     with _source(name, options) as (source, before):
         codecs = _codecs(options)
         counter = _Counter(source)
-        tasks = read_tasks(counter.pieces(), codecs, headers.append)
+        tasks = counter.tasks(codecs, headers.append)
         if options.name and not options.output and not options.stdout and name != "-":
             stored = next(iter(inspect(source).streams)).name
             source.seek(0)
@@ -179,7 +182,7 @@ def _decompress(name: str, options: Namespace) -> None:
             raw = 0
             for chunk in decode_all(tasks, codecs.threads, codecs.memory_limit):
                 raw += sink.write(chunk)
-                progress.update(counter.size, raw, counter.size)
+                progress.update(counter.done(), raw, counter.done_size)
     if options.name and target is not None and headers and headers[0].mtime_ns is not None:
         os.utime(target, ns=(headers[0].mtime_ns, headers[0].mtime_ns))
     _finish(name, target, options, raw, counter.size, before)
@@ -191,11 +194,9 @@ def _test(name: str, options: Namespace) -> None:
         counter = _Counter(source)
         raw = 0
         with Progress(_shown(name), _size_of(before), wanted=_wants_progress(options)) as progress:
-            for chunk in decode_all(
-                read_tasks(counter.pieces(), codecs), codecs.threads, codecs.memory_limit
-            ):
+            for chunk in decode_all(counter.tasks(codecs), codecs.threads, codecs.memory_limit):
                 raw += len(chunk)
-                progress.update(counter.size, raw, counter.size)
+                progress.update(counter.done(), raw, counter.done_size)
     if not options.quiet:
         print(f"{_shown(name)} : {raw} bytes, sound", file=sys.stderr)
 
@@ -342,13 +343,27 @@ def _mapped(source: BinaryIO) -> Iterator[bytes | mmap]:
 
 
 class _Counter:
-    """Reads an input in pieces and counts them."""
+    """Reads frames from an input, counts its bytes, and knows which of them have been decoded."""
 
     def __init__(self, source: BinaryIO) -> None:
         self._source = source
+        self._ahead: deque[int] = deque()  # record sizes of the frames that are being decoded
         self.size = 0
+        self.done_size = 0
 
-    def pieces(self) -> Iterator[bytes]:
+    def tasks(
+        self, codecs: Codecs, on_stream: Callable[[StreamHeader], None] = lambda _: None
+    ) -> Iterator[FrameTask]:
+        for task in read_tasks(self._pieces(), codecs, on_stream):
+            self._ahead.append(task.header.head_size + task.header.payload_size)
+            yield task
+
+    def done(self) -> int:
+        """Say that one more frame has been decoded; return the bytes of all that have."""
+        self.done_size += self._ahead.popleft()
+        return self.done_size
+
+    def _pieces(self) -> Iterator[bytes]:
         read = getattr(self._source, "read1", self._source.read)  # a pipe: what there is
         while piece := read(READ_SIZE):
             self.size += len(piece)

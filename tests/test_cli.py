@@ -1,5 +1,6 @@
 """The command lmzip: main() in this process; signals, terminals and start-up in real ones."""
 
+import errno
 import io
 import json
 import os
@@ -439,6 +440,23 @@ def test_file_called_like_a_command_is_reached_by_a_path(run):
     Path("list").write_bytes(RAW)
     assert run(*FAST, "./list").status == 0
     assert run(*FAST, "-f", "--", "list").status == 0
+
+
+def test_longest_name_that_a_file_can_have(run):
+    name = "ü" * 125 + ".lmz"  # 254 bytes
+    assert run(*FAST, "-o", name, stdin=RAW).status == 0
+    assert lmzip.decompress(Path(name).read_bytes()) == RAW
+
+
+def test_full_disk_leaves_nothing_behind(run, source, tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(output.os, "fsync", full)
+    result = run(*FAST, "--rm", "a.txt")
+    assert (result.status, result.err) == (1, "lmzip: a.txt: No space left on device\n")
+    assert names(tmp_path) == ["a.txt"]
+    assert source.read_bytes() == RAW
 
 
 # ── Folders ──

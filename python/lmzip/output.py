@@ -29,7 +29,7 @@ class AtomicFile:
 
     def __enter__(self) -> BinaryIO:
         handle, name = tempfile.mkstemp(
-            dir=self.path.parent, prefix=f".{self.path.name[:64]}.", suffix=".tmp"
+            dir=self.path.parent, prefix=f".{self.path.name[:32]}.", suffix=".tmp"
         )
         self._temporary = Path(name)
         self.file: BinaryIO = os.fdopen(handle, "wb")
@@ -89,10 +89,9 @@ def _carry_over(handle: int, like: os.stat_result | None) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:  # some file systems cannot: the file itself is safe
-        pass
-    finally:
-        os.close(handle)
+    with contextlib.suppress(OSError):  # not every folder lets itself be opened or flushed
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

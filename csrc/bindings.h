@@ -5,6 +5,7 @@
 namespace lmzip {
 
 void bind_coder(pybind11::module_& m);
+void bind_engine(pybind11::module_& m);
 void bind_mixer(pybind11::module_& m);
 
 }  // namespace lmzip

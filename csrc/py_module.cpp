@@ -35,5 +35,6 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The native core of lmzip. Use the lmzip package; this module's names may change.";
   translate_errors();
   lmzip::bind_coder(m);
+  lmzip::bind_engine(m);
   lmzip::bind_mixer(m);
 }

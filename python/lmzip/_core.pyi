@@ -87,3 +87,44 @@ class MixerDecoder:
     def decode(self, weights: NDArray[np.uint32] | None = None) -> bytes: ...
     def exact(self) -> bool: ...
     def state_hash(self) -> int: ...
+
+# --- engine and frame codec: csrc/py_engine.cpp ---
+
+class ExactModel:
+    def __init__(self, tensors: dict[str, NDArray[Any]], architecture: dict[str, Any]) -> None: ...
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def memory(self) -> int: ...
+
+class Engine:
+    def __init__(self, model: ExactModel, lanes: int, threads: int = 1) -> None: ...
+    def step(self, inputs: NDArray[np.uint8]) -> NDArray[np.int32]: ...
+    def prefill(self, inputs: NDArray[np.uint8]) -> NDArray[np.int32]: ...
+    def state(
+        self,
+    ) -> tuple[int, NDArray[np.int64], list[NDArray[np.int8]], list[NDArray[np.int8]]]: ...
+
+MixerProfile = Literal["text", "binary", "strong"]
+
+def encode_frame(
+    model: ExactModel | None,
+    data: bytes | bytearray | memoryview,
+    lanes: int,
+    method: int,
+    table_bits: int,
+    threads: int,
+    profile: MixerProfile = "text",
+) -> list[bytes]: ...
+def decode_frame(
+    model: ExactModel | None,
+    payloads: Sequence[bytes | bytearray | memoryview],
+    raw_size: int,
+    method: int,
+    table_bits: int,
+    threads: int,
+    profile: MixerProfile = "text",
+) -> bytes: ...
+def frame_memory(
+    model: ExactModel | None, raw_size: int, lanes: int, method: int, table_bits: int
+) -> int: ...

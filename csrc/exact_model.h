@@ -1,0 +1,113 @@
+// exact_model.h: a transformer of docs/numerics.md, its weights packed for the kernels of this CPU.
+//
+// In: the tensors of a model file, by name.  Out: an ExactModel whose every size has been checked,
+// so that an Engine can trust it.  Nothing here is ever changed after construction; any number of
+// engines and threads may share one.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "aligned.h"
+#include "dot.h"
+#include "stages.h"
+
+namespace lmzip {
+
+struct NgramTable {
+  size_t order, log2_slots, offset, width;
+};
+
+// Names as in docs/numerics.md section 2.
+struct Architecture {
+  size_t d_model, n_layers, n_heads, n_kv_heads, head_dim, d_ff;
+  std::vector<size_t> windows;  // (n_layers)
+  std::vector<NgramTable> ngrams;
+};
+
+struct Tensor {
+  std::string dtype;  // as NumPy calls it: int8, int16, int32, uint32, float32
+  std::vector<size_t> shape;
+  const void* data;  // contiguous, native byte order
+};
+using Tensors = std::map<std::string, Tensor>;
+
+struct Matrix {
+  Input input = Input::kInt8;
+  size_t outputs = 0, inputs = 0;
+  AlignedArray<int8_t> packed;
+  AlignedArray<int32_t> row_sums;
+
+  MatrixView view() const { return {input, outputs, inputs, packed.data(), row_sums.data()}; }
+};
+
+// Products and the scale of each output.
+struct Product {
+  Matrix weight;
+  AlignedArray<float> scale;  // (weight.outputs)
+};
+
+struct Layer {
+  size_t window;
+  Product qkv, out, up, down;
+  std::vector<int32_t> softmax;  // (n_heads)
+};
+
+struct Embedding {
+  NgramTable table;  // unused for the byte table
+  int32_t shift;
+  AlignedArray<int8_t> rows;  // (slots, width)
+};
+
+class ExactModel {
+ public:
+  // Throws UnsupportedError for an impossible architecture, CorruptError for tensors that do not
+  // fit it or hold values outside their range.  Kernels: those of active_kernel().
+  ExactModel(Architecture architecture, const Tensors& tensors);
+
+  const Architecture& arch() const { return arch_; }
+  Kernel kernel() const { return kernel_; }
+  const DotKernel& dot() const { return *dot_; }
+  const StageKernels& stages() const { return *stages_; }
+
+  // Heads as they lie in rows and caches: stages.h.
+  size_t half() const { return half_; }
+  size_t head_size() const { return 2 * half_; }
+  size_t value_size() const { return value_size_; }
+
+  const Embedding& byte_embedding() const { return bytes_; }
+  const std::vector<Embedding>& ngram_embeddings() const { return ngrams_; }
+  const std::vector<Layer>& layers() const { return layers_; }
+  const Product& head() const { return head_; }
+
+  // The row's rotation at a position: cosine and sine, (half) each.
+  void rotation(uint32_t position, int32_t* cosine, int32_t* sine) const;
+
+  // Bytes of the packed weights.
+  size_t memory() const { return memory_; }
+
+ private:
+  class Reader;
+  struct RowMap;
+  Product product(const Reader& read, const std::string& name, const RowMap& outputs,
+                  const RowMap& inputs, Input input);
+  RowMap qkv_outputs() const;
+  RowMap heads_inputs() const;
+
+  Architecture arch_;
+  Kernel kernel_;
+  const DotKernel* dot_;
+  const StageKernels* stages_;
+  size_t half_, value_size_;
+  Embedding bytes_;
+  std::vector<Embedding> ngrams_;
+  std::vector<Layer> layers_;
+  Product head_;
+  std::vector<uint32_t> frequency_;  // (head_dim / 2)
+  std::vector<int16_t> cosine_;      // (4096)
+  size_t memory_ = 0;
+};
+
+}  // namespace lmzip

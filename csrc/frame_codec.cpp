@@ -1,0 +1,368 @@
+// frame_codec.cpp: see frame_codec.h.
+#include "frame_codec.h"
+
+#include <algorithm>
+#include <deque>
+#include <stdexcept>
+#include <string>
+
+#include "distribution.h"
+#include "engine.h"
+#include "errors.h"
+#include "range_coder.h"
+
+namespace lmzip {
+namespace {
+
+constexpr size_t kBand = kTileRows;  // positions that are encoded at once
+constexpr size_t kSlots = 3;         // bands whose weights wait for the mixer
+
+// Where the bytes of a frame are.
+struct Pieces {
+  size_t raw_size, lanes, stride;
+
+  Pieces(size_t raw_size_, size_t lanes_)
+      : raw_size(raw_size_), lanes(lanes_), stride((raw_size_ + lanes_ - 1) / lanes_) {}
+
+  size_t begin(size_t lane) const { return std::min(lane * stride, raw_size); }
+  size_t size(size_t lane) const { return std::min(raw_size - begin(lane), stride); }
+  // Lanes with a byte at position t: always the first ones.
+  size_t active(size_t t) const { return t < stride ? (raw_size - t + stride - 1) / stride : 0; }
+};
+
+void check(const FrameParams& params, size_t lanes) {
+  const auto require = [](bool condition, const char* what) {
+    if (!condition) throw std::invalid_argument(what);
+  };
+  require(lanes >= 1 && lanes <= kMaxLanes, "a frame has 1 to 65536 lanes");
+  require(params.threads >= 1, "at least one thread is needed");
+  require(params.method == Method::kMixer || params.model != nullptr, "this method needs a model");
+  require(params.method == Method::kNetwork || (params.table_bits >= kMixerMinLog2Memory &&
+                                                params.table_bits <= kMixerMaxLog2Memory),
+          "the mixer's table has 2^16 to 2^30 bytes");
+}
+
+bool has_mixer(const FrameParams& params) { return params.method != Method::kNetwork; }
+
+MixerParams mixer_params(const FrameParams& params) {
+  return {params.table_bits, params.profile, params.method == Method::kNetworkMixer};
+}
+
+// --- encoding ---
+
+// Lets the blocks of a lane pass each layer one after the other, though different threads work on
+// them: the attention of a block starts when that of the block before is done.
+class LaneProgress final : public LayerGate {
+ public:
+  LaneProgress(Job& job, size_t thread, std::atomic<uint32_t>* done, uint32_t begin, uint32_t end)
+      : job_(job), thread_(thread), done_(done), begin_(begin), end_(end) {}
+
+  void enter(size_t layer) override {
+    job_.wait(thread_, [&] { return done_[layer].load(std::memory_order_acquire) == begin_; });
+  }
+  void leave(size_t layer) override { done_[layer].store(end_, std::memory_order_release); }
+
+ private:
+  Job& job_;
+  size_t thread_;
+  std::atomic<uint32_t>* done_;  // (n_layers + 1): positions that have passed; the last: coded
+  uint32_t begin_, end_;
+};
+
+// Encoding knows all bytes from the start.  The work is a list of tasks that are started in order,
+// by whichever thread is free, and each waits only for tasks before it, so there is always one that
+// can go on.  Bands of kBand positions: the network takes a lane's band at once; the coder of the
+// lane, or the mixer for all lanes, follows.
+class FrameEncoder {
+ public:
+  FrameEncoder(const FrameParams& params, std::span<const uint8_t> raw, size_t lanes)
+      : params_(params),
+        model_(*params.model),
+        raw_(raw),
+        pieces_(raw.size(), lanes),
+        coders_(lanes),
+        gates_per_lane_(model_.arch().n_layers + 1),
+        gates_(lanes * gates_per_lane_),
+        cache_(model_, lanes) {
+    const size_t bands = (pieces_.stride + kBand - 1) / kBand;
+    if (has_mixer(params)) {
+      mixer_.emplace_back(mixer_params(params), raw.size(), static_cast<int>(lanes));
+      weights_ = AlignedArray<uint32_t>(std::min(bands, kSlots) * lanes * kBand * kLogits);
+      bands_ready_ = std::vector<std::atomic<uint32_t>>(bands);
+    }
+    for (size_t band = 0; band < bands; ++band) {
+      for (size_t lane = 0; lane < pieces_.active(band * kBand); ++lane)
+        tasks_.push_back({band, lane});
+      if (has_mixer(params) && band > 0) tasks_.push_back({band - 1, kMixTask});
+    }
+    if (has_mixer(params) && bands > 0) tasks_.push_back({bands - 1, kMixTask});
+  }
+
+  Payloads run(Interrupt interrupt) {
+    Job job(std::move(interrupt));
+    run_threads(job, std::clamp<size_t>(params_.threads, 1, std::min(tasks_.size(), kMaxThreads)),
+                [&](size_t thread) { work(job, thread); });
+    Payloads payloads;
+    for (RangeEncoder& coder : coders_) payloads.push_back(coder.finish());
+    return payloads;
+  }
+
+ private:
+  static constexpr size_t kMixTask = ~size_t{0};
+  struct Task {
+    size_t band, lane;
+  };
+
+  void work(Job& job, size_t thread) {
+    Workspace workspace(model_, kTileRows);
+    AlignedArray<int32_t> logits(kTileRows * kLogits);
+    for (size_t i; (i = next_task_.fetch_add(1)) < tasks_.size();) {
+      job.check(thread);
+      const auto [band, lane] = tasks_[i];
+      if (lane == kMixTask) {
+        mix(job, thread, band);
+      } else {
+        predict(job, thread, band, lane, workspace, logits.data());
+      }
+    }
+  }
+
+  void predict(Job& job, size_t thread, size_t band, size_t lane, Workspace& workspace,
+               int32_t* logits) {
+    const size_t begin = band * kBand, end = std::min(begin + kBand, pieces_.size(lane));
+    const uint8_t* bytes = raw_.data() + pieces_.begin(lane);
+    uint32_t history = 0;
+    for (size_t t = begin < 4 ? 0 : begin - 4; t < begin; ++t)
+      history = push_input(history, bytes[t]);
+    Row rows[kTileRows];
+    for (size_t t = begin; t < end; ++t) {
+      rows[t - begin] = {static_cast<uint32_t>(lane), static_cast<uint32_t>(t), history};
+      history = push_input(history, bytes[t]);
+    }
+    LaneProgress gate(job, thread, &gates_[lane * gates_per_lane_], static_cast<uint32_t>(begin),
+                      static_cast<uint32_t>(end));
+    forward(model_, {rows, end - begin}, cache_, workspace, logits, &gate);
+    if (has_mixer(params_)) {
+      hand_over(job, thread, band, lane, end - begin, logits);
+    } else {
+      code(gate, lane, bytes + begin, end - begin, logits);
+    }
+  }
+
+  void code(LaneProgress& gate, size_t lane, const uint8_t* bytes, size_t count,
+            const int32_t* logits) {
+    Distribution distribution;
+    Interval intervals[kBand];
+    for (size_t i = 0; i < count; ++i) {
+      distribution.assign(RowKind::kLogits, logits + i * kLogits, kLogits);
+      intervals[i] = distribution.interval(bytes[i]);
+    }
+    gate.enter(model_.arch().n_layers);
+    for (size_t i = 0; i < count; ++i)
+      coders_[lane].encode(intervals[i].lo, intervals[i].freq, kFreqBits);
+    gate.leave(model_.arch().n_layers);
+  }
+
+  uint32_t* weights(size_t band, size_t lane, size_t i) {
+    return weights_.data() + ((band % kSlots * pieces_.lanes + lane) * kBand + i) * kLogits;
+  }
+
+  void hand_over(Job& job, size_t thread, size_t band, size_t lane, size_t count,
+                 const int32_t* logits) {
+    job.wait(thread, [&] { return mixed_.load(std::memory_order_acquire) + kSlots > band; });
+    for (size_t i = 0; i < count; ++i)
+      logits_to_weights(logits + i * kLogits, kLogits, weights(band, lane, i));
+    bands_ready_[band].fetch_add(1, std::memory_order_release);
+  }
+
+  void mix(Job& job, size_t thread, size_t band) {
+    const size_t begin = band * kBand, end = std::min(begin + kBand, pieces_.stride);
+    job.wait(thread, [&] {
+      return bands_ready_[band].load(std::memory_order_acquire) == pieces_.active(begin) &&
+             mixed_.load(std::memory_order_acquire) == band;
+    });
+    for (size_t t = begin; t < end; ++t) {
+      for (size_t lane = 0; lane < pieces_.active(t); ++lane) {
+        mixer_[0].encode_byte(static_cast<int>(lane), raw_[pieces_.begin(lane) + t],
+                              weights(band, lane, t - begin), coders_[lane]);
+      }
+    }
+    mixed_.store(band + 1, std::memory_order_release);
+  }
+
+  const FrameParams& params_;
+  const ExactModel& model_;
+  const std::span<const uint8_t> raw_;
+  const Pieces pieces_;
+  std::vector<RangeEncoder> coders_;  // (lanes)
+  const size_t gates_per_lane_;
+  std::vector<std::atomic<uint32_t>> gates_;  // (lanes, n_layers + 1)
+  Cache cache_;
+  std::vector<Task> tasks_;
+  std::atomic<size_t> next_task_{0};
+  // With the mixer only:
+  std::vector<Mixer> mixer_;                        // one
+  AlignedArray<uint32_t> weights_;                  // (kSlots, lanes, kBand, 256)
+  std::vector<std::atomic<uint32_t>> bands_ready_;  // (bands): lanes that are predicted
+  std::atomic<size_t> mixed_{0};                    // bands
+};
+
+// --- decoding ---
+
+// Each thread decodes a group of neighboring lanes.  Without the mixer the groups have nothing in
+// common.  With it they take turns, step by step and group by group, which is the order of the
+// lockstep: while one group is in the mixer, the others are in the network.
+class FrameDecoder {
+ public:
+  FrameDecoder(const FrameParams& params, std::span<const std::span<const uint8_t>> payloads,
+               std::span<uint8_t> raw)
+      : params_(params),
+        model_(*params.model),
+        raw_(raw),
+        pieces_(raw.size(), payloads.size()),
+        coders_(payloads.begin(), payloads.end()),
+        histories_(payloads.size()),
+        cache_(model_, payloads.size()),
+        groups_(std::clamp<size_t>(params.threads, 1, std::min(payloads.size(), kMaxThreads))) {
+    if (has_mixer(params))
+      mixer_.emplace_back(mixer_params(params), raw.size(), static_cast<int>(payloads.size()));
+  }
+
+  void run(Interrupt interrupt) {
+    Job job(std::move(interrupt));
+    run_threads(job, groups_, [&](size_t group) { decode_group(job, group); });
+  }
+
+ private:
+  struct Buffers {
+    Workspace workspace;
+    AlignedArray<int32_t> logits;    // (lanes of the group, 256)
+    AlignedArray<uint32_t> weights;  // (256)
+    Distribution distribution;
+
+    Buffers(const ExactModel& model, size_t lanes)
+        : workspace(model, std::min(lanes, kTileRows)), logits(lanes * kLogits), weights(kLogits) {}
+  };
+
+  void decode_group(Job& job, size_t group) {
+    const size_t used = pieces_.active(0);  // lanes that are not empty
+    const size_t begin = used * group / groups_, end = used * (group + 1) / groups_;
+    Buffers buffers(model_, std::max<size_t>(end - begin, 1));
+    for (size_t t = 0; t < pieces_.stride; ++t) {
+      job.check(group);
+      const size_t stop = std::min(end, pieces_.active(t));
+      predict(t, begin, stop, buffers);
+      if (has_mixer(params_)) take_turn(job, group, t);
+      for (size_t lane = begin; lane < stop; ++lane)
+        put(lane, t, decode_byte(lane, buffers.logits.data() + (lane - begin) * kLogits, buffers));
+      if (has_mixer(params_)) turn_.store(t * groups_ + group + 1, std::memory_order_release);
+      if (t % 64 == 0) check_truncation(begin, stop);
+    }
+  }
+
+  void predict(size_t t, size_t begin, size_t end, Buffers& buffers) {
+    Row rows[kTileRows];
+    for (size_t first = begin; first < end; first += kTileRows) {
+      const size_t count = std::min(kTileRows, end - first);
+      for (size_t i = 0; i < count; ++i) {
+        const size_t lane = first + i;
+        rows[i] = {static_cast<uint32_t>(lane), static_cast<uint32_t>(t), histories_[lane]};
+      }
+      forward(model_, {rows, count}, cache_, buffers.workspace,
+              buffers.logits.data() + (first - begin) * kLogits);
+    }
+  }
+
+  void take_turn(Job& job, size_t group, size_t t) {
+    job.wait(group, [&] { return turn_.load(std::memory_order_acquire) == t * groups_ + group; });
+  }
+
+  uint8_t decode_byte(size_t lane, const int32_t* logits, Buffers& buffers) {
+    RangeDecoder& coder = coders_[lane];
+    if (has_mixer(params_)) {
+      logits_to_weights(logits, kLogits, buffers.weights.data());
+      return mixer_[0].decode_byte(static_cast<int>(lane), buffers.weights.data(), coder);
+    }
+    buffers.distribution.assign(RowKind::kLogits, logits, kLogits);
+    const FoundSymbol found = buffers.distribution.find(coder.peek(kFreqBits));
+    coder.consume(found.interval.lo, found.interval.freq, kFreqBits);
+    return static_cast<uint8_t>(found.symbol);
+  }
+
+  void put(size_t lane, size_t t, uint8_t byte) {
+    raw_[pieces_.begin(lane) + t] = byte;
+    histories_[lane] = push_input(histories_[lane], byte);
+  }
+
+  // Damaged payloads often end early; there is no need to decode the rest of the frame then.
+  void check_truncation(size_t begin, size_t end) const {
+    for (size_t lane = begin; lane < end; ++lane) {
+      if (coders_[lane].truncated()) {
+        throw CorruptError("the payload of lane " + std::to_string(lane) +
+                           " ends before its bytes do; the file is damaged");
+      }
+    }
+  }
+
+ public:
+  void check_ends() const {
+    for (size_t lane = 0; lane < coders_.size(); ++lane) {
+      if (coders_[lane].end() != StreamEnd::kExact) {
+        throw CorruptError("the payload of lane " + std::to_string(lane) + " is not the encoding " +
+                           "of any " + std::to_string(pieces_.size(lane)) +
+                           " bytes; the file is damaged");
+      }
+    }
+  }
+
+ private:
+  const FrameParams& params_;
+  const ExactModel& model_;
+  const std::span<uint8_t> raw_;
+  const Pieces pieces_;
+  std::vector<RangeDecoder> coders_;  // (lanes)
+  std::vector<uint32_t> histories_;   // (lanes)
+  Cache cache_;
+  const size_t groups_;
+  std::vector<Mixer> mixer_;     // one, with the mixer
+  std::atomic<size_t> turn_{0};  // step * groups + group
+};
+
+}  // namespace
+
+Payloads encode_frame(const FrameParams& params, std::span<const uint8_t> raw, size_t lanes,
+                      Interrupt interrupt) {
+  check(params, lanes);
+  if (raw.empty()) return Payloads(lanes);
+  if (params.method == Method::kMixer)
+    return encode_frame_mixer(raw, static_cast<int>(lanes), mixer_params(params));
+  return FrameEncoder(params, raw, lanes).run(std::move(interrupt));
+}
+
+void decode_frame(const FrameParams& params, std::span<const std::span<const uint8_t>> payloads,
+                  std::span<uint8_t> raw, Interrupt interrupt) {
+  check(params, payloads.size());
+  if (params.method == Method::kMixer) {
+    if (!decode_frame_mixer(payloads, mixer_params(params), raw)) {
+      throw CorruptError("a payload is not the encoding of any " + std::to_string(raw.size()) +
+                         " bytes; the file is damaged");
+    }
+    return;
+  }
+  FrameDecoder decoder(params, payloads, raw);
+  decoder.run(std::move(interrupt));
+  decoder.check_ends();
+}
+
+size_t frame_memory(const FrameParams& params, size_t raw_size, size_t lanes) {
+  size_t bytes = lanes * 256 + raw_size;  // coders, their copies
+  if (has_mixer(params)) bytes += 2 * (size_t{1} << params.table_bits);
+  if (params.model != nullptr) {
+    // No more rows than lanes are worked on; threads round up, to twice as many at most.
+    bytes += Cache::memory(*params.model, lanes) +
+             2 * lanes * (Workspace::memory(*params.model, 1) + kLogits * sizeof(int32_t));
+  }
+  return bytes;
+}
+
+}  // namespace lmzip

@@ -1,0 +1,106 @@
+// parallel.h: a few threads that work through one job and wait for each other only in passing.
+#pragma once
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "float_mode.h"
+
+namespace lmzip {
+
+// Asks whether to give up: called now and then, from the thread that called run_threads() only.
+// May throw.
+using Interrupt = std::function<void()>;
+
+// Thrown inside a job when another of its threads has failed; run_threads() swallows it.
+struct Stopped {};
+
+// What the threads of one job share.
+class Job {
+ public:
+  explicit Job(Interrupt interrupt) : interrupt_(std::move(interrupt)) {}
+
+  // Throws Stopped after another thread's failure, and what the interrupt throws.  Cheap: call it
+  // once for each piece of work.
+  void check(size_t thread) {
+    if (stop_.load(std::memory_order_relaxed)) throw Stopped();
+    if (thread == 0 && interrupt_ && std::chrono::steady_clock::now() >= next_interrupt_) {
+      interrupt_();
+      next_interrupt_ = std::chrono::steady_clock::now() + std::chrono::milliseconds(50);
+    }
+  }
+
+  // Waits until ready().  Such waits are short, or there is nothing else to do: spin first, for a
+  // thread that sleeps takes longer to wake than most of them last.
+  template <typename Ready>
+  void wait(size_t thread, Ready ready) {
+    for (int round = 0; !ready(); ++round) {
+      if (round < kSpins) {
+        pause();
+        continue;
+      }
+      check(thread);
+      if (round < kSpins + kYields) {
+        std::this_thread::yield();
+      } else {
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
+      }
+    }
+  }
+
+  void fail(std::exception_ptr error) {
+    const std::lock_guard lock(mutex_);
+    if (!error_) error_ = std::move(error);
+    stop_.store(true, std::memory_order_relaxed);
+  }
+
+  void rethrow() const {
+    if (error_) std::rethrow_exception(error_);
+  }
+
+ private:
+  static constexpr int kSpins = 2000;
+  static constexpr int kYields = 200;
+
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+  }
+
+  Interrupt interrupt_;
+  std::chrono::steady_clock::time_point next_interrupt_{};
+  std::atomic<bool> stop_{false};
+  std::mutex mutex_;
+  std::exception_ptr error_;
+};
+
+// Calls work(thread) in `threads` threads, the calling one being number 0, each in the default
+// floating-point mode; returns when all are done, and throws the first thing that any has thrown.
+template <typename Work>
+void run_threads(Job& job, size_t threads, Work work) {
+  const auto guarded = [&](size_t thread) {
+    const FloatMode mode;
+    try {
+      work(thread);
+    } catch (const Stopped&) {
+    } catch (...) {
+      job.fail(std::current_exception());
+    }
+  };
+  {
+    std::vector<std::jthread> helpers;
+    for (size_t i = 1; i < threads; ++i) helpers.emplace_back(guarded, i);
+    guarded(0);
+  }
+  job.rethrow();
+}
+
+}  // namespace lmzip

@@ -85,6 +85,13 @@ def test_index_comes_back(entries):
     assert Index.unpack(index.pack(), most_frames=20) == index
 
 
+@pytest.mark.parametrize("entry", [(17, 5), (18, 0), (18, container.MAX_FRAME_SIZE + 1)])
+def test_index_lists_only_frames_that_can_be(entry):
+    packed = Index(15, ((18, 1), entry)).pack()
+    with pytest.raises(lmzip.CorruptError, match="the index lists a frame of"):
+        Index.unpack(packed, most_frames=20)
+
+
 @pytest.mark.parametrize("piece", [1, 2, 7, 100, 10_000])
 def test_parser_gives_the_same_records_for_every_piece_size(piece):
     stream = lmzip.compress(bytes(range(200)), preset="order0", frame_size=64)

@@ -214,7 +214,17 @@ def damaged_frames() -> dict[str, Case]:
             sizes([0, (64 << 20) + 1, 5], 4), "a frame of 64 MiB and a byte", "67108865 raw bytes"
         ),
         "payload-huge": bad(
-            sizes([0, 5, (1 << 62)]), "a payload of 2^62 bytes for 5 raw ones", "payload of"
+            sizes([0, 5, (1 << 62)], 4), "a payload of 2^62 bytes for 5 raw ones", "payload of"
+        ),
+        "payload-longer": bad(
+            lanes_of(b"\0\x01", b"10 letters"),
+            "10 bytes of payload for 9 raw ones",
+            "payload of 10",
+        ),
+        "frame-surplus": bad(
+            one_frame(head(frame_body(0, [0, 5, 5], 0, 0, b"?")) + b"12345", 5),
+            "a byte behind the fields of a head",
+            "1 bytes too many",
         ),
         "stored-sizes": bad(sizes([0, 5, 4]), "a stored frame with two sizes", "payload of 4"),
         "position-huge": bad(

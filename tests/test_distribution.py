@@ -136,6 +136,20 @@ def test_every_size_equals_reference(n, kind):
     assert cumulative(kind, rows[kind]) == reference_cumulative(kind, rows[kind].tolist())
 
 
+@pytest.mark.parametrize("n", [32, 64, 67])
+@pytest.mark.usefixtures("kernel")
+def test_equal_numbers_have_the_greatest_sums(n):
+    """Where sums of a few weights in 32 bits would overflow first."""
+    just_below_two = np.uint32(0x3FFFFFFF).view(np.float32)
+    rows = {
+        "float32": np.full(n, just_below_two, np.float32),
+        "logits": np.full(n, -5, np.int32),
+        "weights": np.full(n, 2**31 - 1, np.uint32),
+    }
+    for kind, row in rows.items():
+        assert cumulative(kind, row) == reference_cumulative(kind, row.tolist()), kind
+
+
 @pytest.mark.parametrize("greatest_at", range(0, 67, 3))
 @pytest.mark.usefixtures("kernel")
 def test_the_greatest_number_is_found_wherever_it_is(greatest_at):

@@ -1,4 +1,4 @@
-"""Every ```python block of the README and of docs/ runs: the blocks of a file one after the other."""
+"""Every ```python block of the README and of docs/ runs, those of a file one after the other."""
 
 import importlib.util
 import re
@@ -28,7 +28,7 @@ def test_code_in_documents_runs(path, tmp_path, monkeypatch):
         if "import torch" in code and importlib.util.find_spec("torch") is None:
             pytest.skip("PyTorch is not installed")
         # Blank lines in front, so that a failure shows the line of the document.
-        exec(compile("\n" * (line - 1) + code, str(path), "exec"), namespace)
+        exec(compile("\n" * (line - 1) + code, str(path), "exec"), namespace)  # noqa: S102
 
 
 def test_the_coder_document_has_examples():

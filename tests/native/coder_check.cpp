@@ -48,6 +48,58 @@ void check_round_trips() {
   }
 }
 
+// Astride of the number 1/2 the words are 0x7fffffff, 0xffffffff, ...; the last interval lies above
+// it, and its carry runs through them all.
+void check_long_carry() {
+  for (int steps = 1; steps < 60; ++steps) {
+    std::vector<uint8_t> below_half(static_cast<size_t>(4 * steps + 8), 0xFF);
+    below_half[0] = 0x7F;
+    RangeDecoder guide(below_half);
+    std::vector<Coded> message;
+    for (int i = 0; i < steps; ++i) {
+      const uint32_t slot = guide.peek(16);
+      message.push_back({slot, slot < 65535 ? 2u : 1u, 16});
+      guide.consume(slot, message.back().freq, 16);
+    }
+    message.push_back({guide.peek(16) + 1, 1, 16});
+    RangeEncoder encoder;
+    for (const Coded& coded : message) encoder.encode(coded.lo, coded.freq, coded.bits);
+    const std::vector<uint8_t> bytes = encoder.finish();
+    CHECK(bytes[0] == 0x80);
+    RangeDecoder decoder(bytes);
+    for (const Coded& coded : message) {
+      const uint32_t slot = decoder.peek(coded.bits);
+      CHECK(slot >= coded.lo && slot - coded.lo < coded.freq);
+      decoder.consume(coded.lo, coded.freq, coded.bits);
+    }
+    CHECK(decoder.end() == StreamEnd::kExact);
+  }
+}
+
+void check_ends() {
+  RangeEncoder encoder;
+  for (uint32_t i = 0; i < 50; ++i) encoder.encode(i * 7, 1, 9);
+  const std::vector<uint8_t> bytes = encoder.finish();
+  const auto end_of = [](const std::vector<uint8_t>& data) {
+    RangeDecoder decoder(data);
+    for (uint32_t i = 0; i < 50; ++i) decoder.consume(decoder.peek(9), 1, 9);
+    return decoder.end();
+  };
+  CHECK(end_of(bytes) == StreamEnd::kExact);
+  std::vector<uint8_t> longer = bytes;
+  longer.push_back(0);
+  CHECK(end_of(longer) == StreamEnd::kLong);
+  CHECK(end_of({bytes.begin(), bytes.begin() + 40}) == StreamEnd::kShort);
+
+  // Of the numbers from 1/2 on, an encoder takes 1/2, which is 0x80.
+  for (int first = 0x80; first <= 0xFF; ++first) {
+    const std::vector<uint8_t> data = {static_cast<uint8_t>(first)};
+    RangeDecoder decoder(data);
+    CHECK(!decoder.decode_bit(1, 1));
+    CHECK(decoder.end() == (first == 0x80 ? StreamEnd::kExact : StreamEnd::kAltered));
+  }
+}
+
 void check_any_bytes_decode() {
   for (uint64_t seed = 0; seed < 5000; ++seed) {
     Random random(seed);
@@ -80,7 +132,7 @@ std::vector<Number> random_row(Random& random, RowKind kind, size_t n) {
   for (Number& number : row) {
     const auto bits = static_cast<uint32_t>(random.next());
     if (kind == RowKind::kLogits) {
-      number = std::bit_cast<Number>(mode == 0 ? bits : bits % 40000);
+      number = std::bit_cast<Number>(mode == 0 ? bits : mode == 1 ? 7u : bits % 40000);
     } else if (kind == RowKind::kWeights) {
       number = std::bit_cast<Number>(mode == 0 ? bits >> 1 : mode == 1 ? 0x7FFFFFFF : bits % 3);
     } else {
@@ -89,7 +141,8 @@ std::vector<Number> random_row(Random& random, RowKind kind, size_t n) {
           std::bit_cast<Number>(mode == 3 ? 0x3E000000 + bits % 0x02000000 : bits % limits[mode]);
     }
   }
-  row[random.below(n)] = std::bit_cast<Number>(uint32_t{0x01000000});  // not all zero
+  if (kind != RowKind::kLogits)
+    row[random.below(n)] = std::bit_cast<Number>(0x01000000u);  // not all zero
   return row;
 }
 
@@ -135,8 +188,12 @@ void check_conversions_agree(RowKind kind) {
     const size_t n = 1 + random.below(20);
     std::vector<Number> row(n);
     const int shift = random.below(3) == 0 ? 0 : 2;  // by 2: neither negative nor infinite
-    for (Number& number : row)
+    // Of a float64, 29 bits are rounded away: 1 and 28 zeros are a tie.
+    const uint64_t ties = sizeof(Number) == 8 && random.below(2) == 0 ? 0x1FFFFFFF : 0;
+    for (Number& number : row) {
       number = static_cast<Number>(static_cast<Number>(random.next()) >> shift);
+      if (ties != 0) number = static_cast<Number>((number & ~ties) | 0x10000000);
+    }
     const GuardedBytes guarded(row.data(), n * sizeof(Number));
     std::vector<std::vector<uint32_t>> results;
     for (const Kernel kernel : usable_kernels()) {
@@ -178,7 +235,11 @@ void check_lanes_and_threads() {
     std::vector<RangeDecoder> decoders;
     for (const auto& payload : payloads) decoders.emplace_back(payload);
     std::vector<int64_t> decoded(symbols.size());
-    decode_rows(decoders, lane_map, block, threads, decoded.data());
+    RowBlock half = block;  // in two halves, so that the second goes on where the first ended
+    half.steps = kSteps / 2;
+    decode_rows(decoders, lane_map, half, threads, decoded.data());
+    half.data = block.row(kSteps / 2, 0);
+    decode_rows(decoders, lane_map, half, threads, decoded.data() + kSteps / 2 * kLanes);
     CHECK(decoded == symbols);
     for (const RangeDecoder& decoder : decoders) CHECK(decoder.end() == StreamEnd::kExact);
     try {
@@ -195,6 +256,8 @@ void check_lanes_and_threads() {
 int main() {
   using lmzip::RowKind;
   lmzip::check_round_trips();
+  lmzip::check_long_carry();
+  lmzip::check_ends();
   lmzip::check_any_bytes_decode();
   lmzip::check_kernels_agree<float>(RowKind::kFloat32);
   lmzip::check_kernels_agree<int32_t>(RowKind::kLogits);

@@ -62,7 +62,9 @@ vectors: build ## write tests/vectors anew from the readable reference
 	$(VENV)/bin/python tests/vectors/make.py
 
 bench: build ## the coder beside constriction and torchac; results in bench/results
-	$(VENV)/bin/python -m pytest bench
+	mkdir -p bench/results
+	$(VENV)/bin/python -m pytest bench/test_coder.py --benchmark-timer=time.process_time \
+	  --benchmark-sort=name --results bench/results/coder.csv
 
 fuzz: build ## the properties with ten thousand examples each
 	HYPOTHESIS_PROFILE=deep $(VENV)/bin/python -m pytest -k "hypothesis or fuzz or property"

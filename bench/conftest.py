@@ -47,7 +47,7 @@ def commit() -> str:
 
 
 @pytest.fixture
-def record(benchmark):
+def record(benchmark, request):
     """record(library, operation, message, coded bytes, overhead), after the benchmark ran."""
 
     def add(library, operation, message, size, overhead) -> None:
@@ -70,7 +70,7 @@ def record(benchmark):
                 "device": device(),
                 "commit": commit(),
                 "date": datetime.now(UTC).date().isoformat(),
-                "command": "pytest bench/" + Path(benchmark.fullname.split("::")[0]).name,
+                "command": "pytest " + " ".join(request.config.invocation_params.args),
             }
         )
 

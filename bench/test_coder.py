@@ -1,11 +1,12 @@
 """The coder beside constriction and torchac: the same float32 tensors, in the same run.
 
-    make bench            or    python -m pytest bench/test_coder.py --results coder.csv
+    make bench
 
-Whole blocks, one thread, one stream. Every round's output is compared: what does not decode has no
-time. torchac takes cumulative sums, so its time contains making them with PyTorch; a second line
-gives it ready-made 16-bit integers, which no model produces. bandwidth is a plain sum over the
-same tensor: whoever has to look at every probability once cannot be faster.
+Whole blocks, one thread, one stream. `make bench` takes the process's CPU time, as the machine may
+be shared. The output of each timed function is compared: what does not decode has no time. torchac
+takes cumulative sums, so its time contains making them with PyTorch; a second line gives it
+ready-made 16-bit integers, which no model produces. bandwidth is a plain sum over the same tensor:
+whoever has to look at every probability once cannot be faster.
 """
 
 import importlib.util

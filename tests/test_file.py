@@ -122,6 +122,8 @@ def test_seek_decodes_one_frame(path, monkeypatch):
     with lmzip.open(path) as file:
         file.seek(7500)
         assert file.read(100) == RAW[7500:7600]
+        file.seek(7100)
+        assert file.read(100) == RAW[7100:7200]
     assert len(decoded) == 1
 
 

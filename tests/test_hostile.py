@@ -197,6 +197,13 @@ def test_index_that_cannot_be_is_refused(entries):
         read_by_seeking(with_index(*entries))
 
 
+def test_frame_that_reaches_into_the_next_stream_is_refused():
+    """The next stream is found by its index, so the walk must end where it begins."""
+    reaching = StreamHeader().pack() + FrameHeader(0, 0, 40, 40, 0, 0).pack() + b"few"
+    with pytest.raises(lmzip.TruncatedError, match="inside the frame at raw byte 0"):
+        lmzip.inspect(reaching + BLOB)
+
+
 # ── Salvage ──
 
 
@@ -267,7 +274,10 @@ def test_salvage_of_a_truncated_file_says_that_the_end_is_missing():
 def test_salvage_finds_streams_whose_header_is_lost():
     last = frames_of(BLOB)[-1]
     pieces = saved(BLOB[: last.offset + last.compressed_size] + BLOB[12:])
-    assert b"".join(p.data for p in pieces if not p.lost).count(RAW) == 2
+    assert b"".join(p.data for p in pieces if not p.lost) == RAW + RAW
+    second = len(RAW)
+    offsets = [p.offset for p in pieces if not p.lost]
+    assert offsets == [0, 120, 240, second, second + 120, second + 240]
 
 
 def test_salvage_of_something_else_finds_nothing():

@@ -100,7 +100,18 @@ def _order0(request: CodecRequest) -> FrameCodec:  # noqa: ARG001
     return Order0Codec()
 
 
-_FACTORIES: dict[int, Callable[[CodecRequest], FrameCodec]] = {METHOD_ORDER0: _order0}
+def _native(request: CodecRequest) -> FrameCodec:
+    from lmzip.native import NativeCodec
+
+    return NativeCodec(request)
+
+
+_FACTORIES: dict[int, Callable[[CodecRequest], FrameCodec]] = {
+    METHOD_NETWORK: _native,
+    METHOD_MIXER: _native,
+    METHOD_NETWORK_MIXER: _native,
+    METHOD_ORDER0: _order0,
+}
 
 
 @dataclass(frozen=True, slots=True)

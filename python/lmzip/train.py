@@ -196,12 +196,14 @@ class Run:
 
 
 @torch.no_grad()
-def evaluate(network: Network, corpus: Corpus, length: int, rows: int = 32) -> dict[str, float]:
-    """Bits per byte of each group's held-out text, with the roundings of the exact engine."""
+def evaluate(
+    network: Network, corpus: Corpus, length: int, quantized: bool, rows: int = 32
+) -> dict[str, float]:
+    """Bits per byte of each group's held-out text."""
     device = network.head.weight.device
     result = {}
     for group, history, targets in corpus.held_out_rows(length, rows):
-        logits = network(torch.from_numpy(history).to(device), True)
+        logits = network(torch.from_numpy(history).to(device), quantized)
         goal = torch.from_numpy(targets).to(device)
         result[group.name] = (
             F.cross_entropy(logits.flatten(0, 1).float(), goal.flatten()).item() * BITS
@@ -298,7 +300,7 @@ class Trainer:
     def _report(self, elapsed: float) -> None:
         run = self.run
         if self.rank == 0:
-            held_out = evaluate(run.network, self.corpus, self.args.length)
+            held_out = evaluate(run.network, self.corpus, self.args.length, run.quantized)
             entry = {
                 "step": run.steps,
                 "bytes": run.budget.bytes_seen,

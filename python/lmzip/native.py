@@ -1,0 +1,73 @@
+"""The frame codecs of the C++ core: network, mixer, or both, on the CPU and without PyTorch."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmzip import _core
+from lmzip.codec import CodecRequest
+from lmzip.errors import UnsupportedError
+from lmzip.model_file import load
+
+if TYPE_CHECKING:
+    from lmzip._core import MixerProfile
+
+PROFILES: tuple["MixerProfile", ...] = ("text", "binary", "strong")  # docs/mixer.md
+
+
+@lru_cache(maxsize=4)
+def _open_model(path: Path, model_id: bytes) -> _core.ExactModel:
+    """The weights, packed for this machine's kernel; kept, since packing costs more than a page."""
+    model = load(path)
+    if model.model_id != model_id:
+        raise UnsupportedError(f"{path} has changed since its header was read; run again")
+    return _core.ExactModel(model.tensors, model.architecture.to_json())
+
+
+class NativeCodec:
+    """A FrameCodec (codec.py) over _core.  Raises UnsupportedError for an unknown profile."""
+
+    def __init__(self, request: CodecRequest) -> None:
+        if request.profile >= len(PROFILES):
+            raise UnsupportedError(
+                f"mixer profile {request.profile} is unknown; this lmzip knows "
+                f"0 to {len(PROFILES) - 1}: update lmzip-codec"
+            )
+        self.method, self.table_bits, self.profile = (
+            request.method,
+            request.table_bits,
+            request.profile,
+        )
+        self._threads = request.threads
+        info = request.model
+        self.model_id = info.id if info else bytes(32)
+        self.model_name = info.name if info else ""
+        self._model = _open_model(info.path, info.id) if info else None
+
+    def memory_needed(self, raw_size: int, lanes: int) -> int:
+        return _core.frame_memory(self._model, raw_size, lanes, self.method, self.table_bits)
+
+    def encode_frame(self, data: memoryview | bytes, lanes: int) -> list[bytes]:
+        with self._threads.take() as threads:
+            return _core.encode_frame(
+                self._model,
+                data,
+                lanes,
+                self.method,
+                self.table_bits,
+                threads,
+                PROFILES[self.profile],
+            )
+
+    def decode_frame(self, payloads: Sequence[bytes], raw_size: int) -> bytes:
+        with self._threads.take() as threads:
+            return _core.decode_frame(
+                self._model,
+                payloads,
+                raw_size,
+                self.method,
+                self.table_bits,
+                threads,
+                PROFILES[self.profile],
+            )

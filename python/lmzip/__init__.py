@@ -61,8 +61,8 @@ __all__ = [
     "TruncatedError",
     "UnsupportedError",
     "__version__",
-    *_LAZY,
 ]
+__all__ += list(_LAZY)
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ from lmzip.container import METHOD_STORED, FrameHeader, Parser, StreamHeader, Tr
 from lmzip.errors import CorruptError, LmzipError
 
 READ_SIZE = 1 << 20
-SAMPLES, SAMPLE_SIZE = 16, 4096  # places of a frame, and bytes at each, by which it is judged
+SAMPLES, SAMPLE_SIZE = 16, 2048  # places of a frame, and bytes at each, by which it is judged
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

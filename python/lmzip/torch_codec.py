@@ -1,4 +1,4 @@
-"""The frame codec of method 1 (network) over the exact engine in PyTorch: CUDA, or any device of torch.
+"""The frame codec of method 1 (network) over the exact engine in PyTorch: CUDA, or any device.
 
 Writes and reads the same bytes as the native engine.  Encoding evaluates blocks of positions of all
 lanes at once, decoding steps all lanes; only logits leave the device.
@@ -17,7 +17,6 @@ from lmzip.errors import UnsupportedError
 from lmzip.model_file import load
 from lmzip.torch_engine import PREFILL_BLOCK, TorchEngine
 
-WORK_PER_LANE = 4 << 20  # measured bound of the buffers of a prefill block, bundled architecture
 
 
 class TorchCodec:
@@ -35,7 +34,11 @@ class TorchCodec:
         self._engine = TorchEngine(load(request.model.path), request.device)
 
     def memory_needed(self, raw_size: int, lanes: int) -> int:
-        return raw_size + lanes * WORK_PER_LANE
+        """Counted from shapes: the caches, and keys and values of one step widened to binary64."""
+        a = self._engine.arch
+        cache = 2 * sum(a.windows) * a.n_kv_heads * a.head_dim
+        widened = (max(a.windows) + 1) * a.n_heads * (4 * 8 * a.head_dim + 64)
+        return raw_size + lanes * (2 * cache + widened + 16 * (a.d_ff + 8 * a.d_model))
 
     def encode_frame(self, data: memoryview | bytes, lanes: int) -> list[bytes]:
         raw = np.frombuffer(data, np.uint8)

@@ -18,7 +18,6 @@ from lmzip.model_file import load
 from lmzip.torch_engine import PREFILL_BLOCK, TorchEngine
 
 
-
 class TorchCodec:
     """A FrameCodec (codec.py).  Raises UnsupportedError where the device is missing."""
 

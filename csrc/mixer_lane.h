@@ -24,7 +24,7 @@ constexpr uint32_t hash_of(uint32_t a, uint32_t b, uint32_t c) { return hash_of(
 // Bytes of the frame decoded so far, and what all lanes learn from them together.
 struct SharedPast {
   std::vector<uint8_t> bytes;  // the frame; zeros where nothing is decoded yet
-  std::vector<uint32_t> after_byte = std::vector<uint32_t>(256);    // the last 3 successors
+  std::vector<uint16_t> after_byte = std::vector<uint16_t>(256);    // the last 2 successors
   std::vector<uint16_t> after_pair = std::vector<uint16_t>(65536);  // the last 2 successors
 
   // Period of records.
@@ -52,15 +52,15 @@ class Lane {
 
   void append(uint8_t byte, SharedPast& past) {
     past.bytes[pos_] = byte;
-    const auto c1 = static_cast<uint32_t>(byte_back(1));
-    past.after_byte[c1] = past.after_byte[c1] << 8 | byte;
+    uint16_t& single = past.after_byte[byte_back(1)];
+    single = static_cast<uint16_t>(single << 8 | byte);
     uint16_t& pair = past.after_pair[recent_ & 0xffff];
     pair = static_cast<uint16_t>(pair << 8 | byte);
     vote_period(byte, past);
     recent_ = recent_ << 8 | byte;
     ++pos_;
     follow_words(byte);
-    follow_lines(byte, past);
+    follow_lines(byte);
   }
 
   uint32_t pos() const { return pos_; }
@@ -73,17 +73,15 @@ class Lane {
   uint32_t word_back(int n) const { return words_[static_cast<size_t>(n - 1)]; }
   uint32_t column() const { return pos_ - line_; }
   uint32_t field() const { return field_; }
-  uint32_t line_start() const { return line_start_; }
   uint32_t key() const { return key_; }
-  uint32_t number_shape() const { return shape_; }
 
   // The byte above in the previous line of this lane, 0 without one.
   uint32_t above(const SharedPast& past) const {
     return above_ + column() < line_ ? past.bytes[above_ + column()] : 0;
   }
-  // The byte n records earlier in this lane.
-  uint32_t record_back(const SharedPast& past, uint32_t n) const {
-    const uint32_t distance = past.period * n;
+  // The byte one record earlier in this lane, 0 without one.
+  uint32_t record_back(const SharedPast& past) const {
+    const uint32_t distance = past.period;
     return distance != 0 && pos_ - begin_ >= distance ? past.bytes[pos_ - distance] : 0;
   }
 
@@ -103,19 +101,15 @@ class Lane {
       words_[0] = word_;
       word_ = 0;
     }
-    const uint32_t kind = byte >= '0' && byte <= '9' ? 1u : is_letter(byte) ? 2u : byte;
-    if (kind != (shape_ & 0xff) || kind > 2) shape_ = shape_ << 8 | kind;
   }
 
-  void follow_lines(uint8_t byte, const SharedPast&) {
+  void follow_lines(uint8_t byte) {
     if (byte == '\n') {
       above_ = line_;
       line_ = pos_;
       field_ = 0;
-      line_start_ = 0;
-    } else {
-      if (byte == ',' || byte == ';' || byte == '\t' || byte == '|') ++field_;
-      if (column() <= 4) line_start_ = line_start_ << 8 | byte;
+    } else if (byte == ',' || byte == ';' || byte == '\t' || byte == '|') {
+      ++field_;
     }
     if (byte == ':' || byte == '=' || byte == '>') key_ = words_[0];
   }
@@ -140,7 +134,8 @@ class Lane {
   uint32_t word_ = 0;    // hash of the letters of the current word, 0 between words
   std::array<uint32_t, 3> words_{};
   uint32_t line_, above_;  // where this line and the one before it begin
-  uint32_t field_ = 0, line_start_ = 0, key_ = 0, shape_ = 0;
+  uint32_t field_ = 0;     // separators since the line began
+  uint32_t key_ = 0;       // the word before the last ':', '=' or '>'
   std::array<uint32_t, 256> last_seen_{}, last_distance_{};
 };
 

@@ -1,0 +1,131 @@
+// mixer_contexts.h: the contexts that the profiles are made of.  Specified in docs/mixer.md
+// section 6.
+#pragma once
+#include <array>
+#include <cstdint>
+
+#include "match_model.h"
+#include "mixer_lane.h"
+
+namespace lmzip {
+
+enum class Context : uint32_t {
+  kOrder1,
+  kOrder2,
+  kOrder3,
+  kOrder4,
+  kOrder5,
+  kOrder6,
+  kOrder8,
+  kWord,
+  kWordPair,
+  kWordSkip,
+  kWordBefore,
+  kKey,
+  kAbove,
+  kField,
+  kAfterByte,
+  kAfterPair,
+  kSparse2,
+  kSparse3,
+  kSparse4,
+  kSparse23,
+  kRecordAbove,
+  kRecordColumn,
+  kExpected,
+};
+
+inline constexpr const char* kContextNames[] = {
+    "order1",  "order2",   "order3",      "order4",       "order5",     "order6",
+    "order8",  "word",     "wordpair",    "wordskip",     "wordbefore", "key",
+    "above",   "field",    "afterbyte",   "afterpair",    "sparse2",    "sparse3",
+    "sparse4", "sparse23", "recordabove", "recordcolumn", "expected",
+};
+
+template <Context kind>
+uint32_t context_hash(const Lane& lane, const SharedPast& past, const Match& match) {
+  constexpr uint32_t kSeed = static_cast<uint32_t>(kind) * 0x3D4D51CBu + 1;
+  const auto order = [&](int n) {
+    const uint64_t bytes = lane.recent(n);
+    return hash_of(static_cast<uint32_t>(bytes), static_cast<uint32_t>(bytes >> 32), kSeed);
+  };
+  const uint32_t c1 = lane.byte_back(1), c2 = lane.byte_back(2), c3 = lane.byte_back(3);
+  switch (kind) {
+    case Context::kOrder1:
+      return order(1);
+    case Context::kOrder2:
+      return order(2);
+    case Context::kOrder3:
+      return order(3);
+    case Context::kOrder4:
+      return order(4);
+    case Context::kOrder5:
+      return order(5);
+    case Context::kOrder6:
+      return order(6);
+    case Context::kOrder8:
+      return order(8);
+    case Context::kWord:
+      return hash_of(lane.word(), c1, kSeed);
+    case Context::kWordPair:
+      return hash_of(lane.word() + c1, lane.word_back(1), kSeed);
+    case Context::kWordSkip:
+      return hash_of(lane.word() + c1, lane.word_back(2), kSeed);
+    case Context::kWordBefore:
+      return hash_of(lane.word_back(1), c1 | c2 << 8, kSeed);
+    case Context::kKey:
+      return hash_of(lane.key(), lane.word() + c1, kSeed);
+    case Context::kAbove:
+      return hash_of(lane.above(past), c1, kSeed);
+    case Context::kField:
+      return hash_of(lane.field() << 16 | lane.above(past), c1, kSeed);
+    case Context::kAfterByte:
+      return hash_of(past.after_byte[c1], c1, kSeed);
+    case Context::kAfterPair:
+      return hash_of(past.after_pair[lane.recent() & 0xffff], c1, kSeed);
+    case Context::kSparse2:
+      return hash_of(c2, 0, kSeed);
+    case Context::kSparse3:
+      return hash_of(c3, 0, kSeed);
+    case Context::kSparse4:
+      return hash_of(lane.byte_back(4), 0, kSeed);
+    case Context::kSparse23:
+      return hash_of(c2 | c3 << 8, 0, kSeed);
+    case Context::kRecordAbove:
+      return hash_of(lane.record_back(past), c1, kSeed);
+    case Context::kRecordColumn:
+      return hash_of(past.period == 0 ? c2 : lane.pos() % past.period + 256, lane.record_back(past),
+                     kSeed);
+    case Context::kExpected:
+      return hash_of(static_cast<uint32_t>(match.expected + 1),
+                     match.expected < 0 ? c1 : MatchModel::trust(match) / 8, kSeed);
+  }
+}
+
+// The profiles; kExpected, which needs the match of the byte to come, is last.
+struct TextProfile {
+  static constexpr Context kContexts[] = {
+      Context::kOrder1, Context::kOrder2,   Context::kOrder3,   Context::kOrder4,
+      Context::kOrder6, Context::kWord,     Context::kWordPair, Context::kAfterPair,
+      Context::kField,  Context::kExpected,
+  };
+};
+struct BinaryProfile {
+  static constexpr Context kContexts[] = {
+      Context::kOrder1,  Context::kOrder2,      Context::kOrder3,       Context::kOrder4,
+      Context::kOrder6,  Context::kSparse2,     Context::kSparse3,      Context::kSparse23,
+      Context::kSparse4, Context::kRecordAbove, Context::kRecordColumn, Context::kExpected,
+  };
+};
+struct StrongProfile {
+  static constexpr Context kContexts[] = {
+      Context::kOrder1,       Context::kOrder2,    Context::kOrder3,     Context::kOrder4,
+      Context::kOrder5,       Context::kOrder6,    Context::kOrder8,     Context::kWord,
+      Context::kWordPair,     Context::kWordSkip,  Context::kWordBefore, Context::kKey,
+      Context::kAfterByte,    Context::kAfterPair, Context::kAbove,      Context::kField,
+      Context::kSparse2,      Context::kSparse3,   Context::kSparse23,   Context::kRecordAbove,
+      Context::kRecordColumn, Context::kExpected,
+  };
+};
+
+}  // namespace lmzip

@@ -1,0 +1,467 @@
+// mixer_engine.h: the mixer itself, for one profile, with or without a network; see mixer.h.
+//
+// One predict-and-learn loop serves encoder and decoder, so they cannot differ; only `Coder` knows
+// the direction.  Between bits: partial_ holds the bits of the byte so far behind a leading one,
+// node_ those of its nibble, buckets_ the histories of the nibble in every context.
+// Specified in docs/mixer.md.
+#pragma once
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <iterator>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "adaptive_map.h"
+#include "bit_history.h"
+#include "cpu.h"
+#include "history_table.h"
+#include "logistic.h"
+#include "match_model.h"
+#include "mix_kernels.h"
+#include "mixer.h"
+#include "mixer_ablation.h"
+#include "mixer_contexts.h"
+#include "mixer_lane.h"
+#include "weight_sets.h"
+
+namespace lmzip {
+
+class MixerEngine {
+ public:
+  virtual ~MixerEngine() = default;
+  virtual void encode(int lane, uint8_t byte, const uint32_t* weights, RangeEncoder& encoder) = 0;
+  virtual uint8_t decode(int lane, const uint32_t* weights, RangeDecoder& decoder) = 0;
+  virtual uint64_t state_hash() const = 0;
+};
+
+struct EncodeBits {
+  RangeEncoder& encoder;
+  uint32_t byte;
+  int code(int i, uint32_t p1) {
+    const bool bit = byte >> (7 - i) & 1;
+    encoder.encode_bit(bit, p1, 16);
+    return bit;
+  }
+};
+
+struct DecodeBits {
+  RangeDecoder& decoder;
+  int code(int, uint32_t p1) { return decoder.decode_bit(p1, 16); }
+};
+
+// FNV-1a.
+inline uint64_t fold(uint64_t hash, const void* data, size_t size) {
+  const auto* bytes = static_cast<const uint8_t*>(data);
+  for (size_t i = 0; i < size; ++i) hash = (hash ^ bytes[i]) * 0x100000001B3u;
+  return hash;
+}
+
+// Sixteen kinds of bytes, as far as they matter for what comes next in text.
+inline constexpr std::array<uint8_t, 256> kByteClass = [] {
+  std::array<uint8_t, 256> table{};
+  for (size_t c = 0; c < 256; ++c) {
+    table[c] = c < 32 ? 7 : c >= 192 ? 6 : c >= 128 ? 5 : 15;
+    if (c >= 'a' && c <= 'z') table[c] = 0;
+    if (c >= 'A' && c <= 'Z') table[c] = 1;
+    if (c >= '0' && c <= '9') table[c] = 2;
+  }
+  const auto assign = [&](const char* bytes, uint8_t kind) {
+    for (; *bytes != '\0'; ++bytes) table[static_cast<uint8_t>(*bytes)] = kind;
+  };
+  assign(" ", 3);
+  assign("\n", 4);
+  assign(",.", 8);
+  assign("\"'", 9);
+  assign("<({[", 10);
+  assign(">)}]", 11);
+  assign("-_", 12);
+  assign("/:", 13);
+  assign("=+", 14);
+  return table;
+}();
+
+template <class Profile, bool kNetwork>
+class Engine final : public MixerEngine {
+  static constexpr size_t kContexts = std::size(Profile::kContexts);
+  static_assert(Profile::kContexts[kContexts - 1] == Context::kExpected);
+  static constexpr size_t kSlots = kContexts + 1;  // the last is order 0
+  // Inputs of the mixer: two for each slot, two of the match, four of the network, one constant.
+  static constexpr size_t kMatchInput = 2 * kSlots;
+  static constexpr size_t kNetworkInput = kMatchInput + 2;
+  static constexpr size_t kBiasInput = kNetworkInput + (kNetwork ? 4 : 0);
+  static constexpr size_t kInputs = (kBiasInput + 1 + 7) / 8 * 8;
+  static constexpr size_t kSets = kNetwork ? 5 : 4;
+
+  // Learning rates, in 1/16: of the first layer it starts at the sum and falls to kRate.
+  static constexpr int kRate = 14;
+  static constexpr int kExtraRate = 24;
+  static constexpr uint32_t kExtraRateBytes = 16384;  // where half of the extra is gone
+  static constexpr int kFinalRate = 6;
+  static constexpr int kMapLimit = 255;
+  static constexpr int kMatchMapLimit = 1023;
+  static constexpr int kApmRate = 6;
+  static constexpr int kMinMatch = 7;
+  static constexpr size_t kApm2Contexts = 1 << 16;
+
+ public:
+  Engine(const MixerParams& params, size_t raw_size, int lanes)
+      : stride_(static_cast<uint32_t>(lane_stride(raw_size, lanes))),
+        table_(params.log2_memory),
+        match_(kMinMatch, match_table_bits(raw_size)),
+        first_{WeightSets(MatchModel::kContexts * 8, kInputs, kInitialWeight),
+               WeightSets(256, kInputs, kInitialWeight), WeightSets(256, kInputs, kInitialWeight),
+               WeightSets(256 * 8, kInputs, kInitialWeight),
+               WeightSets(kNetwork ? 32 * 8 : 1, kInputs, kInitialWeight)},
+        second_(256, kSets, 65536 / kSets) {
+    past_.bytes.resize(raw_size);
+    for (size_t i = 0; i < static_cast<size_t>(lanes); ++i) {
+      const size_t begin = std::min(stride_ * i, raw_size);
+      lanes_.emplace_back(static_cast<uint32_t>(begin),
+                          static_cast<uint32_t>(std::min(begin + stride_, raw_size)));
+    }
+    matches_.resize(lanes_.size());
+    hashes_.resize(lanes_.size());
+    start_maps();
+    if (kNetwork) {
+      for (WeightSets& sets : first_) sets.fill_input(kNetworkInput, kInitialNetworkWeight);
+    }
+    for (size_t lane = 0; lane < lanes_.size(); ++lane) prepare(lane);
+    mark_ablated();
+  }
+
+  void encode(int lane, uint8_t byte, const uint32_t* weights, RangeEncoder& encoder) override {
+    code_byte(static_cast<size_t>(lane), weights, EncodeBits{encoder, byte});
+  }
+
+  uint8_t decode(int lane, const uint32_t* weights, RangeDecoder& decoder) override {
+    return code_byte(static_cast<size_t>(lane), weights, DecodeBits{decoder});
+  }
+
+  uint64_t state_hash() const override {
+    uint64_t h = fold(14695981039346656037u, table_.bytes().data(), table_.bytes().size());
+    h = fold(h, maps_.data(), sizeof(maps_));
+    for (const WeightSets& sets : first_) h = fold(h, sets.all().data(), sets.all().size_bytes());
+    return fold(h, second_.all().data(), second_.all().size_bytes());
+  }
+
+ private:
+  static constexpr int32_t kInitialWeight = kNetwork ? 3000 : kContexts > 16 ? 3500 : 6000;
+  static constexpr int32_t kInitialNetworkWeight = 40000;
+
+  static int match_table_bits(size_t raw_size) {
+    return std::clamp(static_cast<int>(std::bit_width(raw_size)), 10, 22);
+  }
+
+  void start_maps() {
+    for (auto& map : maps_) {
+      for (int state = 0; state < history_.states(); ++state) {
+        map[static_cast<size_t>(state)] = adaptive_cell(history_.initial_p16(state), 10);
+      }
+    }
+    for (uint32_t i = 0; i < MatchModel::kContexts; ++i) {
+      const uint32_t length = i / 4;
+      match_maps_[i] = adaptive_cell(61440 * (length + 1) / (length + 2), 4);
+    }
+  }
+
+  void mark_ablated() {
+    for (size_t i = 0; i < kContexts; ++i) {
+      off_[i] = ablated(kContextNames[static_cast<size_t>(Profile::kContexts[i])]);
+    }
+    off_[kContexts] = ablated("order0");
+  }
+
+  template <class Coder>
+  uint8_t code_byte(size_t lane, const uint32_t* weights, Coder coder) {
+#if defined(__x86_64__)
+    if (avx2_) return code_avx2(lane, weights, coder);
+#endif
+    return code_portable(lane, weights, coder);
+  }
+  template <class Coder>
+  __attribute__((flatten)) uint8_t code_portable(size_t lane, const uint32_t* weights,
+                                                 Coder coder) {
+    return code<PortableKernel>(lane, weights, coder);
+  }
+#if defined(__x86_64__)
+  template <class Coder>
+  __attribute__((target("avx2,bmi,bmi2"),
+                 flatten)) uint8_t code_avx2(size_t lane, const uint32_t* weights, Coder coder) {
+    return code<Avx2Kernel>(lane, weights, coder);
+  }
+#endif
+
+  // One byte of a lane, most significant bit first.
+  template <class Mix, class Coder>
+  uint8_t code(size_t lane, const uint32_t* weights, Coder& coder) {
+    begin_byte(lane, weights);
+    for (int i = 0; i < 8; ++i) {
+      if (i == 4) find_buckets(lane, partial_);
+      const int bit = coder.code(i, predict<Mix>(i));
+      const uint32_t partial = partial_ * 2 + static_cast<uint32_t>(bit);
+      // The cache lines that come next travel while this bit is learned.
+      if (i == 3) prefetch_buckets(lane, partial);
+      if (i == 7) {
+        lanes_[lane].append(static_cast<uint8_t>(partial), past_);
+        match_.prefetch(lanes_[lane]);
+        prepare(lane);
+      }
+      learn<Mix>(bit);
+      partial_ = partial;
+      node_ = i == 3 ? 1 : node_ * 2 + static_cast<uint32_t>(bit);
+    }
+    match_.advance(matches_[lane], lanes_[lane], lanes_, stride_, past_);
+    count_byte();
+    return static_cast<uint8_t>(partial_);
+  }
+
+  // The contexts of a lane's next byte, as soon as its last byte is known: their cache lines are on
+  // the way while other lanes are coded.
+  void prepare(size_t lane) { prepare(lane, std::make_index_sequence<kContexts - 1>()); }
+  template <size_t... i>
+  void prepare(size_t lane, std::index_sequence<i...>) {
+    auto& hashes = hashes_[lane];
+    ((hashes[i] = context_hash<Profile::kContexts[i]>(lanes_[lane], past_, matches_[lane])), ...);
+    (table_.prefetch(nibble_hash(hashes[i], 0)), ...);
+  }
+
+  // partial: 0 for the first nibble, 16..31 for the second.
+  static uint32_t nibble_hash(uint32_t hash, uint32_t partial) {
+    const uint32_t h = (hash + partial * kHashB) * kHashA;
+    return h ^ h >> 15;
+  }
+
+  void begin_byte(size_t lane, const uint32_t* weights) {
+    const Lane& state = lanes_[lane];
+    const Match& match = matches_[lane];
+    partial_ = 1;
+    node_ = 1;
+    expected_ = match.expected < 0 ? 0 : static_cast<uint32_t>(match.expected) | 256;
+    trust_ = MatchModel::trust(match);
+    c1_ = state.byte_back(1);
+    const uint32_t c2 = state.byte_back(2);
+    classes_ = kByteClass[c1_] * 16u + kByteClass[c2];
+    order2_ = hash_of(c1_ | c2 << 8, 0) >> 16;
+    variant_ = (variant_ + 5) % BitHistory::kVariants;
+    hashes_[lane][kContexts - 1] = context_hash<Context::kExpected>(state, past_, match);
+    if constexpr (kNetwork) begin_network(weights);
+    find_buckets(lane, 0);
+  }
+
+  void prefetch_buckets(size_t lane, uint32_t partial) const {
+    for (const uint32_t hash : hashes_[lane]) table_.prefetch(nibble_hash(hash, partial));
+  }
+
+  void find_buckets(size_t lane, uint32_t partial) {
+    for (size_t i = 0; i < kContexts; ++i) {
+      buckets_[i] = table_.find(nibble_hash(hashes_[lane][i], partial));
+    }
+    buckets_[kContexts] = order0_.data() + 16 * (partial == 0 ? 0 : partial - 15);
+  }
+
+  // The probability of a 1, of 16 bits, in 1..65535.
+  template <class Mix>
+  uint32_t predict(int i) {
+    const size_t apm1_context = partial_ | c1_ << 8;
+    const size_t apm2_context = (order2_ ^ partial_ * 0x9E35) & (kApm2Contexts - 1);
+    apm1_.prefetch(apm1_context);
+    apm2_.prefetch(apm2_context);
+    predict_slots();
+    predict_match(i);
+    if constexpr (kNetwork) predict_network();
+    inputs_[kBiasInput] = 256;
+    select_weights(static_cast<uint32_t>(i));
+    mixed_ = mix<Mix>();
+    const int a = apm1_.refine(mixed_, apm1_context);
+    const int b = apm2_.refine(mixed_, apm2_context);
+    return static_cast<uint32_t>(std::clamp((a + b + 1) >> 1, 1, 65535));
+  }
+
+  void predict_slots() {
+    for (size_t slot = 0; slot < kSlots; ++slot) {
+      const uint8_t state = buckets_[slot][node_];
+      states_[slot] = state;
+      const uint32_t p12 = p12_of(maps_[slot][state]);
+      const bool known = state != 0 && !(kAblation && off_[slot]);
+      inputs_[2 * slot] = known ? kLogistic.stretch12(p12) : 0;
+      inputs_[2 * slot + 1] = known ? (static_cast<int>(p12) - 2048) / 2 : 0;
+    }
+  }
+
+  void predict_match(int i) {
+    inputs_[kMatchInput] = inputs_[kMatchInput + 1] = 0;
+    if (expected_ >> (8 - i) != partial_) expected_ = 0;
+    if (expected_ == 0) return;
+    expected_bit_ = static_cast<int>(expected_ >> (7 - i) & 1);
+    const uint32_t p12 = p12_of(match_maps_[trust_]);
+    const int stretched = kLogistic.stretch12(p12);
+    const int linear = (static_cast<int>(p12) - 2048) / 2;
+    inputs_[kMatchInput] = expected_bit_ ? stretched : -stretched;
+    inputs_[kMatchInput + 1] = expected_bit_ ? linear : -linear;
+  }
+
+  void begin_network(const uint32_t* weights) {
+    network_ = weights;
+    network_sum_ = 0;
+    for (size_t i = 0; i < 256; ++i) network_sum_ += weights[i];
+  }
+
+  // How many bytes the next bit decides about on each side.
+  size_t network_half_size() const { return size_t{128} >> (31 - std::countl_zero(partial_)); }
+
+  void predict_network() {
+    const size_t half = network_half_size();
+    network_upper_ = 0;
+    for (size_t i = half; i < 2 * half; ++i) network_upper_ += network_[i];
+    uint32_t p16 = 32768;
+    if (network_sum_ != 0) p16 = static_cast<uint32_t>((network_upper_ << 16) / network_sum_);
+    p16 = std::clamp(p16, 1u, 65535u);
+    const int stretched = kLogistic.stretch16(p16);
+    const int a = network_apm1_.refine(stretched, partial_);
+    const int b = network_apm2_.refine(stretched, partial_ | c1_ << 8);
+    inputs_[kNetworkInput] = stretched;
+    inputs_[kNetworkInput + 1] = (static_cast<int>(p16) - 32768) / 32;
+    inputs_[kNetworkInput + 2] = kLogistic.stretch16(static_cast<uint32_t>(a));
+    inputs_[kNetworkInput + 3] = kLogistic.stretch16(static_cast<uint32_t>(b));
+    confidence_ = static_cast<uint32_t>(std::abs(stretched)) / 88;  // 0..31
+  }
+
+  void select_weights(uint32_t i) {
+    selected_[0] = first_[0].set((expected_ != 0 ? trust_ : 0) * 8 + i);
+    selected_[1] = first_[1].set(partial_);
+    selected_[2] = first_[2].set(c1_);
+    selected_[3] = first_[3].set(classes_ * 8 + i);
+    if constexpr (kNetwork) selected_[4] = first_[4].set(confidence_ * 8 + i);
+    final_ = second_.set(partial_);
+  }
+
+  template <class Mix>
+  int mix() {
+    int sum = 0;
+    for (size_t s = 0; s < kSets; ++s) {
+      outputs_[s] = clamp_stretch(Mix::dot(inputs_.data(), selected_[s], kInputs) >> 8);
+      sum += (outputs_[s] * final_[s]) >> 8;
+    }
+    return clamp_stretch(sum >> 8);
+  }
+
+  template <class Mix>
+  void learn(int bit) {
+    learn_slots(bit);
+    if (expected_ != 0) {
+      match_maps_[trust_] = adapt(match_maps_[trust_], bit == expected_bit_, kMatchMapLimit);
+    }
+    if constexpr (kNetwork) learn_network(bit);
+    learn_weights<Mix>(bit << 16);
+    apm1_.update(bit, kApmRate);
+    apm2_.update(bit, kApmRate);
+  }
+
+  void learn_slots(int bit) {
+    const auto& next = history_.next()[variant_];
+    for (size_t slot = 0; slot < kSlots; ++slot) {
+      const uint8_t state = states_[slot];
+      uint32_t& cell = maps_[slot][state];
+      cell = adapt(cell, bit, kMapLimit);
+      buckets_[slot][node_] = next[static_cast<size_t>(2 * state + bit)];
+    }
+  }
+
+  void learn_network(int bit) {
+    if (bit) network_ += network_half_size();
+    network_sum_ = bit ? network_upper_ : network_sum_ - network_upper_;
+    network_apm1_.update(bit, kApmRate);
+    network_apm2_.update(bit, kApmRate);
+  }
+
+  // Every set learns from its own error; the final weights from that of the whole.
+  template <class Mix>
+  void learn_weights(int target) {
+    const int final_step = (target - kLogistic.squash(mixed_)) * kFinalRate >> 4;
+    for (size_t s = 0; s < kSets; ++s) {
+      const int step = (target - kLogistic.squash(outputs_[s])) * rate_ >> 4;
+      Mix::train(inputs_.data(), selected_[s], kInputs, step);
+      const int moved = final_[s] + ((outputs_[s] * final_step + (1 << 15)) >> 16);
+      final_[s] = std::clamp(moved, -kWeightMax, kWeightMax);
+    }
+  }
+
+  void count_byte() {
+    ++coded_;
+    rate_ = kRate + static_cast<int>(kExtraRate * kExtraRateBytes / (kExtraRateBytes + coded_));
+  }
+
+#ifdef LMZIP_MIXER_ABLATION
+  static constexpr bool kAblation = true;
+#else
+  static constexpr bool kAblation = false;
+#endif
+
+  const BitHistory& history_ = bit_history();
+#if defined(__x86_64__)
+  const bool avx2_ = active_kernel() >= Kernel::kAvx2;
+#endif
+  uint32_t stride_;
+  SharedPast past_;
+  std::vector<Lane> lanes_;
+  std::vector<Match> matches_;
+  std::vector<std::array<uint32_t, kContexts>> hashes_;
+
+  HistoryTable table_;
+  std::array<uint8_t, 17 * 16> order0_{};
+  std::array<std::array<uint32_t, 256>, kSlots> maps_{};
+  MatchModel match_;
+  std::array<uint32_t, MatchModel::kContexts> match_maps_{};
+  std::array<WeightSets, 5> first_;
+  WeightSets second_;
+  Apm apm1_{65536};
+  Apm apm2_{kApm2Contexts};
+  Apm network_apm1_{kNetwork ? 256 : 1};
+  Apm network_apm2_{kNetwork ? 65536 : 1};
+  uint32_t coded_ = 0;
+  int rate_ = kRate + kExtraRate;
+  size_t variant_ = 0;
+
+  // Of the byte being coded.
+  uint32_t partial_ = 1, node_ = 1;
+  uint32_t expected_ = 0;  // the match's byte behind a leading one, 0 once it is contradicted
+  uint32_t trust_ = 0, c1_ = 0, classes_ = 0, order2_ = 0;
+  std::array<uint8_t*, kSlots> buckets_{};
+  const uint32_t* network_ = nullptr;  // the weights that are left to decide between
+  uint64_t network_sum_ = 0;
+
+  // Of the bit being coded.
+  int expected_bit_ = 0;
+  uint64_t network_upper_ = 0;
+  uint32_t confidence_ = 0;
+  std::array<uint8_t, kSlots> states_{};
+  alignas(32) std::array<int32_t, kInputs> inputs_{};
+  std::array<int32_t*, kSets> selected_{};
+  std::array<int, kSets> outputs_{};
+  int32_t* final_ = nullptr;
+  int mixed_ = 0;
+  std::array<bool, kSlots> off_{};
+};
+
+// One file for each profile, so that they compile side by side.
+std::unique_ptr<MixerEngine> make_text_engine(const MixerParams& params, size_t raw_size,
+                                              int lanes);
+std::unique_ptr<MixerEngine> make_binary_engine(const MixerParams& params, size_t raw_size,
+                                                int lanes);
+std::unique_ptr<MixerEngine> make_strong_engine(const MixerParams& params, size_t raw_size,
+                                                int lanes);
+
+template <class Profile>
+std::unique_ptr<MixerEngine> make_engine(const MixerParams& params, size_t raw_size, int lanes) {
+  if (params.with_network) {
+    return std::make_unique<Engine<Profile, true>>(params, raw_size, lanes);
+  }
+  return std::make_unique<Engine<Profile, false>>(params, raw_size, lanes);
+}
+
+}  // namespace lmzip

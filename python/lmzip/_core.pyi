@@ -1,7 +1,7 @@
 """The native core. See csrc/py_*.cpp; users take the classes of the lmzip package."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,7 +105,7 @@ class Engine:
         self,
     ) -> tuple[int, NDArray[np.int64], list[NDArray[np.int8]], list[NDArray[np.int8]]]: ...
 
-MixerProfile = Literal["text", "binary", "strong"]
+MixerProfile: TypeAlias = Literal["text", "binary", "strong"]
 
 def encode_frame(
     model: ExactModel | None,

@@ -106,7 +106,7 @@ class Engine final : public MixerEngine {
   static constexpr int kMatchMapLimit = 1023;
   static constexpr int kApmRate = 6;
   static constexpr int kMinMatch = 7;
-  static constexpr size_t kApm2Contexts = 1 << 16;
+  static constexpr size_t kApm2Contexts = 1 << 14;
 
  public:
   Engine(const MixerParams& params, size_t raw_size, int lanes)

@@ -39,7 +39,7 @@ lint: build ## ruff, mypy, clang-format
 	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
 
 native: $(VENV)/ready ## tests/native under the address and undefined-behavior sanitizers
-	cmake -S . -B $(NATIVE) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLMZIP_PYTHON=OFF \
+	cmake -S . -B $(NATIVE) -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" -DLMZIP_PYTHON=OFF \
 	  -DLMZIP_NATIVE_TESTS=ON -DLMZIP_SANITIZE=ON -DLMZIP_WERROR=ON
 	cmake --build $(NATIVE) --parallel
 	ctest --test-dir $(NATIVE) --output-on-failure --no-tests=error

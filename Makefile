@@ -9,7 +9,7 @@ CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help build test check lint native pytest demo vectors bench fuzz clean
+.PHONY: help build test check lint native cross pytest demo vectors signature bench fuzz clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ $(VENV)/ready: pyproject.toml constraints-dev.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lmzip needs Python 3.11 or newer; set PYTHON=")'
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -q -c constraints-dev.txt scikit-build-core pybind11
+	$(PIP) install -q -c constraints-dev.txt scikit-build-core pybind11 ninja
 	$(PIP) install -q -c constraints-dev.txt --no-build-isolation -e '.[dev]' \
 	  -C build-dir=build/python -C cmake.define.LMZIP_WERROR=ON
 	touch $@
@@ -44,6 +44,17 @@ native: $(VENV)/ready ## tests/native under the address and undefined-behavior s
 	cmake --build $(NATIVE) --parallel
 	ctest --test-dir $(NATIVE) --output-on-failure --no-tests=error
 
+# Debian: qemu-user g++-aarch64-linux-gnu g++-s390x-linux-gnu
+CROSS ?= aarch64 s390x
+cross: ## the engine's vectors on AArch64 (NEON, SDOT) and s390x (big-endian), emulated by qemu-user
+	for arch in $(CROSS); do \
+	  cmake -S . -B build/cross-$$arch -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$$arch \
+	    -DCMAKE_CXX_COMPILER=$$arch-linux-gnu-g++ -DCMAKE_EXE_LINKER_FLAGS=-static \
+	    -DCMAKE_CROSSCOMPILING_EMULATOR=qemu-$$arch -DLMZIP_PYTHON=OFF -DLMZIP_NATIVE_TESTS=ON && \
+	  cmake --build build/cross-$$arch --parallel --target engine_check && \
+	  ctest --test-dir build/cross-$$arch -R engine_check --output-on-failure --no-tests=error || exit 1; \
+	done
+
 pytest: build ## the Python tests
 	$(VENV)/bin/python -m pytest
 
@@ -60,6 +71,9 @@ demo: ## compress, list, restore and compare a real text, in a fresh environment
 
 vectors: build ## write tests/vectors anew from the readable reference
 	$(VENV)/bin/python tests/vectors/make.py
+
+signature: build ## eight digits that change when any compressed byte does
+	$(VENV)/bin/python tests/signature.py
 
 bench: build ## the coder beside constriction and torchac; results in bench/results
 	mkdir -p bench/results

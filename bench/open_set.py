@@ -1,10 +1,10 @@
-"""Whole files through lmzip and beside it through classical tools; every result decoded and compared.
+"""Whole files through lmzip and beside it classical tools; every result decoded and compared.
 
-    python bench/open_set.py --results bench/results/open_set.csv [--preset default] [--only 'calgary/*']
+    python bench/open_set.py --results bench/results/open_set.csv [--preset fast]
 
 One row a file: raw bytes, lmzip's bytes, seconds to encode and to decode, and the sizes of those of
-xz -9e, zstd --ultra -22, brotli, bzip3, zpaq -m5 and 7z PPMd that are installed.  The files are those of
-LMZIP_DATA/open (default ../shared/data/open), held against the SHA-256 in its MANIFEST.tsv.
+xz -9e, zstd --ultra -22, brotli, bzip3, zpaq -m5 and 7z PPMd that are installed.  The files are
+those of LMZIP_DATA/open (default ../shared/data/open), held against its MANIFEST.tsv.
 """
 
 import argparse
@@ -22,9 +22,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from conftest import commit, device
-
 import lmzip
+from conftest import commit, device
 
 ROOT = Path(__file__).resolve().parents[1]
 OPEN = Path(os.environ.get("LMZIP_DATA", ROOT.parent / "shared" / "data")) / "open"

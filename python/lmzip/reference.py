@@ -164,5 +164,5 @@ class ReferenceEngine:
 
     @staticmethod
     def _add(x: Int, y: Float) -> Int:
-        x = np.clip(x + rint(y, -RESIDUAL_MAX, RESIDUAL_MAX), -RESIDUAL_MAX, RESIDUAL_MAX)
-        return x
+        total = x + rint(y, -RESIDUAL_MAX, RESIDUAL_MAX)
+        return np.asarray(np.clip(total, -RESIDUAL_MAX, RESIDUAL_MAX), np.int64)

@@ -22,8 +22,9 @@ struct Named {
   std::string_view name;
 };
 constexpr Named kNames[] = {
-    {Kernel::kPortable, "portable"}, {Kernel::kAvx2, "avx2"}, {Kernel::kAvx512, "avx512"},
-    {Kernel::kVnni, "vnni"},         {Kernel::kNeon, "neon"}, {Kernel::kDotprod, "dotprod"},
+    {Kernel::kPortable, "portable"}, {Kernel::kAvx2, "avx2"}, {Kernel::kAvxVnni, "avxvnni"},
+    {Kernel::kAvx512, "avx512"},     {Kernel::kVnni, "vnni"}, {Kernel::kNeon, "neon"},
+    {Kernel::kDotprod, "dotprod"},
 };
 
 #if defined(__x86_64__)
@@ -31,6 +32,12 @@ constexpr Named kNames[] = {
 bool has_f16c() {
   unsigned a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+
+// Nor "avxvnni".
+bool has_avx_vnni() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & 1u << 4) != 0;
 }
 #endif
 
@@ -41,6 +48,7 @@ std::vector<Kernel> detect() {
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi2") || !has_f16c())
     return found;
   found.push_back(Kernel::kAvx2);
+  if (has_avx_vnni()) found.push_back(Kernel::kAvxVnni);
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
     return found;

@@ -1,9 +1,10 @@
 // cpu.h: which kernels this machine can run, and which of them is forced.
 //
-// A kernel is a name ("portable", "avx2", "avx512", "vnni", "neon"): a level of instruction sets
-// for which some operation has a file of its own.  Every kernel of an operation gives the same
-// answer; an operation without a file for the active kernel takes its next lower one, so a ladder
-// of `if (kernel >= Kernel::kAvx2) ...` ending in portable is all the dispatch there is.
+// A kernel is a name ("portable", "avx2", "avxvnni", "avx512", "vnni", "neon", "dotprod"): a level
+// of instruction sets for which some operation has a file of its own.  Every kernel of an operation
+// gives the same answer; an operation without a file for the active kernel takes its next lower
+// one, so a ladder of `if (kernel >= Kernel::kAvx2) ...` ending in portable is all the dispatch
+// there is.
 #pragma once
 #include <string_view>
 #include <vector>
@@ -11,13 +12,14 @@
 namespace lmzip {
 
 // Ordered within an architecture: a machine that can run a kernel can run those of its family
-// below.
+// below, but for kAvxVnni, which is a branch of its own: ask for it by ==, not by >=.
 enum class Kernel : int {
   kPortable = 0,
   // x86-64
-  kAvx2 = 10,    // AVX2, BMI2, F16C
-  kAvx512 = 11,  // + AVX-512 F, BW, DQ, VL
-  kVnni = 12,    // + AVX-512 VNNI
+  kAvx2 = 10,     // AVX2, BMI2, F16C
+  kAvxVnni = 11,  // + AVX-VNNI, the 256-bit form
+  kAvx512 = 12,   // kAvx2 + AVX-512 F, BW, DQ, VL
+  kVnni = 13,     // + AVX-512 VNNI
   // AArch64
   kNeon = 20,     // always there
   kDotprod = 21,  // + SDOT

@@ -47,12 +47,19 @@ struct DotKernel {
 // Enough for every kernel: two bytes an input.
 inline constexpr size_t scratch_bytes(size_t rows, size_t inputs) { return 2 * rows * inputs; }
 
-// The best kernel for `kernel`: its own, or that of the next lower level.
+// The best kernel for `kernel`: its own, or that of the next lower level.  A kernel that is newer
+// than the machines it could be tested on is first compared with the portable one, and passed over
+// if it is not equal.
 const DotKernel& dot_kernel(Kernel kernel);
 
 extern const DotKernel kDotPortable;
 #if defined(__x86_64__)
 extern const DotKernel kDotAvx2;
+extern const DotKernel kDotAvxVnni;
+extern const DotKernel kDotVnni;
+#elif defined(__aarch64__)
+extern const DotKernel kDotNeon;
+extern const DotKernel kDotDotprod;
 #endif
 
 }  // namespace lmzip

@@ -36,7 +36,18 @@ int8_t* Cache::keys(size_t lane, size_t layer, size_t kv_head) {
 }
 
 int8_t* Cache::values(size_t lane, size_t layer, size_t kv_head) {
-  return keys(lane, layer, kv_heads_) + kv_head * padded_slots_[layer] * value_size_;
+  assert(lane < lanes_ && kv_head < kv_heads_);
+  return data_.data() + lane * lane_size_ + layer_start_[layer] +
+         padded_slots_[layer] * (kv_heads_ * head_size_ + kv_head * value_size_);
+}
+
+int8_t Cache::key(size_t lane, size_t layer, size_t kv_head, size_t slot, size_t channel) {
+  const size_t c = channel / 2 + channel % 2 * (head_size_ / 2);
+  return keys(lane, layer, kv_head)[slot / 8 * 8 * head_size_ + c / 4 * 32 + slot % 8 * 4 + c % 4];
+}
+
+int8_t Cache::value(size_t lane, size_t layer, size_t kv_head, size_t slot, size_t channel) {
+  return values(lane, layer, kv_head)[slot / 2 * 2 * value_size_ + 2 * channel + slot % 2];
 }
 
 struct Workspace::Sizes {

@@ -37,6 +37,10 @@ class Cache {
   int8_t* keys(size_t lane, size_t layer, size_t kv_head);
   int8_t* values(size_t lane, size_t layer, size_t kv_head);
 
+  // One number of a slot, by the channel that docs/numerics.md gives it.
+  int8_t key(size_t lane, size_t layer, size_t kv_head, size_t slot, size_t channel);
+  int8_t value(size_t lane, size_t layer, size_t kv_head, size_t slot, size_t channel);
+
   static size_t memory(const ExactModel& model, size_t lanes);
 
  private:

@@ -167,23 +167,12 @@ class Engine {
       for (size_t t = position_ - slots; t < position_; ++t) {
         for (size_t g = 0; g < a.n_kv_heads; ++g) {
           for (size_t c = 0; c < a.head_dim; ++c)
-            *to++ =
-                keys ? key(lane, layer, g, t % window, c) : value(lane, layer, g, t % window, c);
+            *to++ = keys ? cache_.key(lane, layer, g, t % window, c)
+                         : cache_.value(lane, layer, g, t % window, c);
         }
       }
     }
     return out;
-  }
-
-  int8_t key(size_t lane, size_t layer, size_t g, size_t slot, size_t channel) {
-    const size_t c = channel / 2 + channel % 2 * model_->half();
-    const size_t size = model_->head_size();
-    return cache_.keys(lane, layer, g)[slot / 8 * 8 * size + c / 4 * 32 + slot % 8 * 4 + c % 4];
-  }
-
-  int8_t value(size_t lane, size_t layer, size_t g, size_t slot, size_t channel) {
-    const size_t size = model_->value_size();
-    return cache_.values(lane, layer, g)[slot / 2 * 2 * size + 2 * channel + slot % 2];
   }
 
   std::shared_ptr<ExactModel> model_;

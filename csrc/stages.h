@@ -73,6 +73,8 @@ const StageKernels& stage_kernels(Kernel kernel);
 extern const StageKernels kStagesPortable;
 #if defined(__x86_64__)
 extern const StageKernels kStagesAvx2;
+#elif defined(__aarch64__)
+extern const StageKernels kStagesNeon;
 #endif
 
 }  // namespace lmzip

@@ -155,6 +155,8 @@ const StageKernels kStagesPortable = PlainStages::kernels(attend);
 const StageKernels& stage_kernels([[maybe_unused]] Kernel kernel) {
 #if defined(__x86_64__)
   if (kernel >= Kernel::kAvx2) return kStagesAvx2;
+#elif defined(__aarch64__)
+  if (kernel >= Kernel::kNeon) return kStagesNeon;
 #endif
   return kStagesPortable;
 }

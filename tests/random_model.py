@@ -2,16 +2,15 @@
 
 Scales are chosen so that no stage vanishes and few values reach their clamps: queries have a root
 mean square near 1000 of 4095, values near 35 of 127, attention spans a few octaves, and every layer
-changes the residual stream by about a quarter of its size.
+adds to the residual stream about as much as the embedding gives.
 """
 
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from lmzip.model_file import Architecture, Array, ExactModel, NgramTable, check
-
-WEIGHT = 40.0  # root mean square of the weights, and nearly that of quantized rows
 
 
 def small_architecture(**changes: object) -> Architecture:
@@ -42,56 +41,61 @@ def large_architecture() -> Architecture:
 
 
 def random_model(architecture: Architecture, seed: int) -> ExactModel:
-    """A model that model_file.check() accepts; the same arguments give the same model."""
-    rng = np.random.default_rng(seed)
-    scales = _scales(architecture)
+    """A model that model_file.check() accepts; the same arguments give the same model.
+
+    tests/native/random_model.h makes the same one, so that programs without Python can be checked
+    against the reference: every number is a hash of seed, tensor and place, and every scale a small
+    integer times a power of two.
+    """
     tensors = {
-        name: _tensor(name, dtype, shape, rng, scales)
-        for name, (dtype, shape) in architecture.tensors().items()
+        name: _tensor(
+            architecture, name, dtype, shape, place_hashes(seed, index, int(np.prod(shape)))
+        )
+        for index, (name, (dtype, shape)) in enumerate(sorted(architecture.tensors().items()))
     }
-    _set_rotary(architecture, tensors)
     check(architecture, tensors)
     return ExactModel(architecture, tensors, {"name": f"random-{seed}"})
 
 
-def _scales(a: Architecture) -> dict[str, Array]:
-    """The mean scale of each product's outputs, by the last part but one of the tensor's name."""
-    product = WEIGHT * math.sqrt(a.d_model)  # of a row whose root mean square is 1
-    heads = a.n_heads * a.head_dim
-    keys = (a.n_heads + a.n_kv_heads) * a.head_dim
-    values = a.n_kv_heads * a.head_dim
-    down = math.sqrt(a.d_ff) * WEIGHT * 35 * 4.5e4
-    return {
-        "qkv": np.repeat([1000 / (product * WEIGHT), 35 / product], [keys, values]),
-        "out": np.array(1000 / (math.sqrt(heads) * WEIGHT * WEIGHT * 1e4)),
-        "up": np.array(3000 / (product * WEIGHT)),
-        "down": np.array(1000 / down),
-        "head": np.array(2048 / product),
-        "softmax": np.array(1280 / math.sqrt(a.head_dim)),
-    }
+def place_hashes(seed: int, tensor: int, size: int) -> npt.NDArray[np.uint64]:
+    """Splitmix64 of seed, tensor and place."""
+    start = (seed * 0x9E3779B97F4A7C15 + tensor * 0xD1B54A32D192ED03) % (1 << 64)
+    z = np.arange(size, dtype=np.uint64) * np.uint64(0x8CB92BA72F3D8DD7) + np.uint64(start)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 def _tensor(
-    name: str,
-    dtype: str,
-    shape: tuple[int, ...],
-    rng: np.random.Generator,
-    scales: dict[str, Array],
+    a: Architecture, name: str, dtype: str, shape: tuple[int, ...], hashes: npt.NDArray[np.uint64]
 ) -> Array:
-    if dtype == "int8":
-        return np.clip(np.rint(rng.normal(0, WEIGHT, shape)), -127, 127).astype(np.int8)
+    if dtype == "int8":  # nearly normal: four bytes added
+        four = hashes.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :4]
+        total = four.sum(axis=1, dtype=np.int64)
+        return np.clip((total - 510) * 70 >> 8, -127, 127).astype(np.int8).reshape(shape)
+    spread = 128 + (hashes & np.uint64(127)).astype(np.int64)  # 128..255
+    if name.endswith(".scale"):
+        exponents = _scale_exponents(a, name.split(".")[-2])
+        return np.ldexp(spread.astype(np.float32), exponents).astype(np.float32)
+    if name.endswith(".softmax"):
+        factor = 1280 >> (a.head_dim.bit_length() // 2)
+        return (factor * spread // 192).astype(np.int32)
     if name == "embedding.shift":
         return np.array([6] + [5] * (shape[0] - 1), np.int32)
-    if name.endswith(".scale"):
-        return (scales[name.split(".")[-2]] * rng.uniform(0.5, 1.5, shape)).astype(np.float32)
-    if name.endswith(".softmax"):
-        factor = scales["softmax"] * rng.uniform(0.5, 1.5, shape)
-        return np.clip(factor, 1, 4095).astype(np.int32)
-    return np.zeros(shape, dtype)
-
-
-def _set_rotary(a: Architecture, tensors: dict[str, Array]) -> None:
-    turns = a.rotary_base ** (-2 * np.arange(a.head_dim // 2) / a.head_dim) / (2 * math.pi)
-    tensors["rotary.frequency"] = np.rint(turns * 2**32).astype(np.uint32)
+    if name == "rotary.frequency":  # 2^32 / (2 pi), down by a thousand along the head
+        pairs = a.head_dim // 2
+        return np.array([683565276 >> (10 * j // pairs) for j in range(pairs)], np.uint32)
     angle = 2 * math.pi * np.arange(4096) / 4096
-    tensors["rotary.cosine"] = np.rint(2**14 * np.cos(angle)).astype(np.int16)
+    return np.rint(2**14 * np.cos(angle)).astype(np.int16)
+
+
+def _scale_exponents(a: Architecture, product: str) -> npt.NDArray[np.int64]:
+    """Of two, for each output: the sum of n products grows as the square root of n."""
+    heads = a.n_heads * a.head_dim
+    inputs = {"out": heads, "down": a.d_ff}.get(product, a.d_model)
+    base = {"qkv": -8, "out": -21, "up": -6, "down": -23, "head": -1}[product]
+    exponent = base - inputs.bit_length() // 2
+    if product != "qkv":
+        return np.array([exponent])
+    keys, values = (a.n_heads + a.n_kv_heads) * a.head_dim, a.n_kv_heads * a.head_dim
+    return np.repeat([exponent, exponent + 1], [keys, values])

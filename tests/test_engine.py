@@ -3,8 +3,11 @@
 Equality is exact everywhere, whatever the batch, the cut of the input, the threads and the kernel.
 """
 
+import importlib.util
 import itertools
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -134,6 +137,18 @@ def test_extreme_weights_do_not_overflow() -> None:
             inputs = some_inputs(1, 24, 1)
             expected = np.stack([reference.step(state, inputs[:, t]) for t in range(24)], axis=1)
         np.testing.assert_array_equal(engine.prefill(inputs), expected)
+
+
+def test_committed_vectors_are_what_the_reference_says() -> None:
+    """tests/native/engine_check.cpp replays them, also on machines without Python."""
+    path = Path(__file__).parent / "vectors" / "make_engine.py"
+    spec = importlib.util.spec_from_file_location("make_engine", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    assert (path.parent / "engine.txt").read_text() == module.render()
 
 
 # --- what the model refuses ---

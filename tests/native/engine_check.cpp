@@ -1,0 +1,225 @@
+// engine_check.cpp: replays tests/vectors/engine.txt with every kernel of this machine, stepwise
+// and in runs, and codes frames under the sanitizers.
+//
+//   engine_check [FILE]    without FILE: the vectors of the source tree
+#include <algorithm>
+#include <fstream>
+#include <sstream>
+#include <string>
+
+#include "check.h"
+#include "engine.h"
+#include "errors.h"
+#include "frame_codec.h"
+#include "random_model.h"
+
+namespace lmzip {
+namespace {
+
+using test::place_hash;
+using test::Random;
+
+uint32_t crc32(uint32_t crc, const uint8_t* bytes, size_t size) {
+  crc = ~crc;
+  for (size_t i = 0; i < size; ++i) {
+    crc ^= bytes[i];
+    for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ (crc & 1 ? 0xEDB88320u : 0);
+  }
+  return ~crc;
+}
+
+// A line of the file.
+struct Case {
+  Architecture architecture;
+  uint64_t seed;
+  size_t lanes, positions;
+  uint32_t logits, state, payloads;
+
+  std::vector<uint8_t> raw() const {
+    std::vector<uint8_t> bytes(lanes * positions - 1);
+    for (size_t i = 0; i < bytes.size(); ++i)
+      bytes[i] = static_cast<uint8_t>(97 + place_hash(seed, 1000, i) % 8);
+    return bytes;
+  }
+};
+
+Case parse(const std::string& line) {
+  std::istringstream in(line);
+  Case c;
+  Architecture& a = c.architecture;
+  std::string windows, ngrams, item;
+  in >> a.d_model >> a.n_layers >> a.n_heads >> a.n_kv_heads >> a.head_dim >> a.d_ff;
+  in >> windows >> ngrams >> c.seed >> c.lanes >> c.positions;
+  in >> std::hex >> c.logits >> c.state >> c.payloads;
+  CHECK(!in.fail());
+  std::istringstream window_list(windows), ngram_list(ngrams == "-" ? "" : ngrams);
+  while (std::getline(window_list, item, ',')) a.windows.push_back(std::stoul(item));
+  while (std::getline(ngram_list, item, ',')) {
+    std::replace(item.begin(), item.end(), ':', ' ');
+    std::istringstream fields(item);
+    NgramTable t{};
+    fields >> t.order >> t.log2_slots >> t.offset >> t.width;
+    CHECK(!fields.fail());
+    a.ngrams.push_back(t);
+  }
+  return c;
+}
+
+// The rows of a frame, lane by lane.  The last lane is one byte shorter and gets a zero for it.
+std::vector<Row> all_rows(const Case& c) {
+  std::vector<uint8_t> raw = c.raw();
+  raw.push_back(0);
+  std::vector<Row> rows;
+  for (uint32_t lane = 0; lane < c.lanes; ++lane) {
+    uint32_t history = 0;
+    for (uint32_t t = 0; t < c.positions; ++t) {
+      rows.push_back({lane, t, history});
+      history = push_input(history, raw[lane * c.positions + t]);
+    }
+  }
+  return rows;
+}
+
+uint32_t logits_crc(const Case& c, const std::vector<int32_t>& logits) {
+  std::vector<uint8_t> bytes;
+  for (size_t i = 0; i < (c.lanes * c.positions - 1) * kLogits; ++i) {
+    for (int j = 0; j < 4; ++j)
+      bytes.push_back(static_cast<uint8_t>(static_cast<uint32_t>(logits[i]) >> (8 * j)));
+  }
+  return crc32(0, bytes.data(), bytes.size());
+}
+
+uint32_t state_crc(const Case& c, Cache& cache) {
+  const Architecture& a = c.architecture;
+  std::vector<uint8_t> bytes;
+  for (size_t layer = 0; layer < a.n_layers; ++layer) {
+    const size_t window = a.windows[layer];
+    for (const bool keys : {true, false}) {
+      for (size_t lane = 0; lane < std::max<size_t>(c.lanes - 1, 1); ++lane) {
+        for (size_t t = c.positions - std::min(c.positions, window); t < c.positions; ++t) {
+          for (size_t i = 0; i < a.n_kv_heads * a.head_dim; ++i) {
+            const size_t head = i / a.head_dim, channel = i % a.head_dim;
+            bytes.push_back(
+                static_cast<uint8_t>(keys ? cache.key(lane, layer, head, t % window, channel)
+                                          : cache.value(lane, layer, head, t % window, channel)));
+          }
+        }
+      }
+    }
+  }
+  return crc32(0, bytes.data(), bytes.size());
+}
+
+// All rows in runs of `run` positions, each lane for itself.
+void check_prefill(const Case& c, const ExactModel& model, size_t run) {
+  const std::vector<Row> rows = all_rows(c);
+  std::vector<int32_t> logits(rows.size() * kLogits);
+  Cache cache(model, c.lanes);
+  Workspace workspace(model, run);
+  for (size_t i = 0; i < rows.size();) {
+    const size_t size = std::min(run, (rows[i].lane + size_t{1}) * c.positions - i);
+    forward(model, {&rows[i], size}, cache, workspace, &logits[i * kLogits]);
+    i += size;
+  }
+  CHECK(logits_crc(c, logits) == c.logits);
+  CHECK(state_crc(c, cache) == c.state);
+}
+
+// Position by position, `batch` lanes at once.
+void check_steps(const Case& c, const ExactModel& model, size_t batch) {
+  const std::vector<Row> rows = all_rows(c);
+  std::vector<int32_t> logits(rows.size() * kLogits);
+  std::vector<int32_t> step(batch * kLogits);
+  Cache cache(model, c.lanes);
+  Workspace workspace(model, batch);
+  for (size_t t = 0; t < c.positions; ++t) {
+    for (size_t lane = 0; lane < c.lanes; lane += batch) {
+      std::vector<Row> now;
+      for (size_t i = lane; i < std::min(lane + batch, c.lanes); ++i)
+        now.push_back(rows[i * c.positions + t]);
+      forward(model, now, cache, workspace, step.data());
+      for (size_t i = 0; i < now.size(); ++i) {
+        std::copy_n(&step[i * kLogits], kLogits, &logits[((lane + i) * c.positions + t) * kLogits]);
+      }
+    }
+  }
+  CHECK(logits_crc(c, logits) == c.logits);
+  CHECK(state_crc(c, cache) == c.state);
+}
+
+std::vector<std::span<const uint8_t>> views(const Payloads& payloads) {
+  return {payloads.begin(), payloads.end()};
+}
+
+void check_frames(const Case& c, const ExactModel& model) {
+  const std::vector<uint8_t> raw = c.raw();
+  for (const Method method : {Method::kNetwork, Method::kNetworkMixer}) {
+    Payloads first;
+    for (size_t threads = 1; threads <= 3; ++threads) {
+      const FrameParams params = {method, &model, 16, MixerProfile::kText, threads};
+      const Payloads payloads = encode_frame(params, raw, c.lanes);
+      uint32_t crc = 0;
+      for (const auto& payload : payloads) crc = crc32(crc, payload.data(), payload.size());
+      CHECK(method != Method::kNetwork || crc == c.payloads);
+      if (threads == 1) first = payloads;
+      CHECK(payloads == first);
+      std::vector<uint8_t> back(raw.size());
+      decode_frame(params, views(payloads), back);
+      CHECK(back == raw);
+    }
+  }
+}
+
+// Payloads of any bytes: each is decoded to what it encodes, or refused.
+void check_garbage(const Case& c, const ExactModel& model) {
+  Random random(c.seed);
+  for (int round = 0; round < 40; ++round) {
+    Payloads payloads(c.lanes);
+    for (auto& payload : payloads) {
+      payload.resize(random.below(12));
+      for (uint8_t& byte : payload) byte = static_cast<uint8_t>(random.next());
+    }
+    std::vector<uint8_t> raw(random.below(4 * c.lanes) + 1);
+    const auto method = round % 2 == 0 ? Method::kNetwork : Method::kNetworkMixer;
+    const FrameParams params = {method, &model, 16, MixerProfile::kText, 2};
+    try {
+      decode_frame(params, views(payloads), raw);
+    } catch (const CorruptError&) {
+      continue;
+    }
+    CHECK(encode_frame(params, raw, c.lanes) == payloads);
+  }
+}
+
+void check_case(const Case& c) {
+  const test::RandomModel tensors(c.architecture, c.seed);
+  for (const Kernel kernel : usable_kernels()) {
+    set_active_kernel(kernel_name(kernel));
+    const ExactModel model = tensors.model();
+    const FloatMode mode;
+    for (const size_t run : {size_t{1}, size_t{3}, kTileRows}) check_prefill(c, model, run);
+    for (const size_t batch : {size_t{1}, size_t{5}, kTileRows}) check_steps(c, model, batch);
+    check_frames(c, model);
+    check_garbage(c, model);
+    std::printf("  %s: equal\n", std::string(kernel_name(kernel)).c_str());
+  }
+}
+
+int run(const char* path) {
+  std::ifstream file(path);
+  CHECK(file.is_open());
+  int cases = 0;
+  for (std::string line; std::getline(file, line);) {
+    if (line.empty() || line[0] == '#') continue;
+    std::printf("%s\n", line.c_str());
+    check_case(parse(line));
+    ++cases;
+  }
+  CHECK(cases > 0);
+  return 0;
+}
+
+}  // namespace
+}  // namespace lmzip
+
+int main(int argc, char** argv) { return lmzip::run(argc > 1 ? argv[1] : LMZIP_ENGINE_VECTORS); }

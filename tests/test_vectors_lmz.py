@@ -29,7 +29,8 @@ REFUSED = [name for name, case in CASES.items() if case.error is not None]
 
 
 def test_files_are_those_of_the_generator():
-    assert {path.name for path in VECTORS.glob("*.lmz")} == set(CASES)
+    names = {path.name for path in VECTORS.glob("*.lmz")}
+    assert {name for name in names if not name.startswith("golden-")} == set(CASES)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -2,7 +2,7 @@
 
     python bench/lanes.py --results bench/results/lanes.csv
 
-tests/data/alice29.txt as one frame, one thread, CPU time of the process; presets default (network and
+tests/data/alice29.txt as one frame, one thread, CPU time; presets default (network and
 mixer), network (alone) and fast (mixer alone).
 """
 
@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from conftest import commit, device
-
 from lmzip import models
 from lmzip.codec import Codecs, preset_named
 

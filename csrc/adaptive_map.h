@@ -49,7 +49,7 @@ class Apm {
     }
   }
 
-  // The refined probability of 16 bits, in 1..65535, of a stretched one.
+  // The refined probability of 16 bits, in 0..65535, of a stretched one.
   int refine(int stretched, size_t context) {
     const int x = stretched + kStretchMax + 1;  // 1 .. 2 * kStretchMax + 1
     const int low = x / kStep;

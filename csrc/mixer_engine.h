@@ -174,6 +174,13 @@ class Engine final : public MixerEngine {
       off_[i] = ablated(kContextNames[static_cast<size_t>(Profile::kContexts[i])]);
     }
     off_[kContexts] = ablated("order0");
+    constexpr const char* kSetNames[] = {"set-match", "set-partial", "set-byte", "set-classes",
+                                         "set-confidence"};
+    for (size_t s = 0; s < kSets; ++s) set_off_[s] = ablated(kSetNames[s]);
+    match_off_ = ablated("match");
+    linear_off_ = ablated("linear");
+    apm_off_ = ablated("apm");
+    network_apm_off_ = ablated("network-apm");
   }
 
   template <class Coder>
@@ -277,6 +284,11 @@ class Engine final : public MixerEngine {
     inputs_[kBiasInput] = 256;
     select_weights(static_cast<uint32_t>(i));
     mixed_ = mix<Mix>();
+    if (kAblation && apm_off_) {
+      apm1_.refine(mixed_, apm1_context);
+      apm2_.refine(mixed_, apm2_context);
+      return static_cast<uint32_t>(kLogistic.squash(mixed_));
+    }
     const int a = apm1_.refine(mixed_, apm1_context);
     const int b = apm2_.refine(mixed_, apm2_context);
     return static_cast<uint32_t>(std::clamp((a + b + 1) >> 1, 1, 65535));
@@ -289,13 +301,14 @@ class Engine final : public MixerEngine {
       const uint32_t p12 = p12_of(maps_[slot][state]);
       const bool known = state != 0 && !(kAblation && off_[slot]);
       inputs_[2 * slot] = known ? kLogistic.stretch12(p12) : 0;
-      inputs_[2 * slot + 1] = known ? (static_cast<int>(p12) - 2048) / 2 : 0;
+      inputs_[2 * slot + 1] =
+          known && !(kAblation && linear_off_) ? (static_cast<int>(p12) - 2048) / 2 : 0;
     }
   }
 
   void predict_match(int i) {
     inputs_[kMatchInput] = inputs_[kMatchInput + 1] = 0;
-    if (expected_ >> (8 - i) != partial_) expected_ = 0;
+    if (expected_ >> (8 - i) != partial_ || (kAblation && match_off_)) expected_ = 0;
     if (expected_ == 0) return;
     expected_bit_ = static_cast<int>(expected_ >> (7 - i) & 1);
     const uint32_t p12 = p12_of(match_maps_[trust_]);
@@ -328,6 +341,9 @@ class Engine final : public MixerEngine {
     inputs_[kNetworkInput + 1] = (static_cast<int>(p16) - 32768) / 32;
     inputs_[kNetworkInput + 2] = kLogistic.stretch16(static_cast<uint32_t>(a));
     inputs_[kNetworkInput + 3] = kLogistic.stretch16(static_cast<uint32_t>(b));
+    if (kAblation && network_apm_off_) {
+      inputs_[kNetworkInput + 2] = inputs_[kNetworkInput + 3] = 0;
+    }
     confidence_ = static_cast<uint32_t>(std::abs(stretched)) / 88;  // 0..31
   }
 
@@ -345,6 +361,7 @@ class Engine final : public MixerEngine {
     int sum = 0;
     for (size_t s = 0; s < kSets; ++s) {
       outputs_[s] = clamp_stretch(Mix::dot(inputs_.data(), selected_[s], kInputs) >> 8);
+      if (kAblation && set_off_[s]) outputs_[s] = 0;
       sum += (outputs_[s] * final_[s]) >> 8;
     }
     return clamp_stretch(sum >> 8);
@@ -445,7 +462,11 @@ class Engine final : public MixerEngine {
   std::array<int, kSets> outputs_{};
   int32_t* final_ = nullptr;
   int mixed_ = 0;
+
+  // Only for measurements: mixer_ablation.h.
   std::array<bool, kSlots> off_{};
+  std::array<bool, kSets> set_off_{};
+  bool match_off_ = false, linear_off_ = false, apm_off_ = false, network_apm_off_ = false;
 };
 
 // One file for each profile, so that they compile side by side.

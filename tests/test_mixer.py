@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import reference_mixer
 from lmzip import CorruptError, DistributionError, _core
 
 PROFILES = ["text", "binary", "strong"]
@@ -108,6 +109,24 @@ def test_every_kernel_gives_the_same_bytes_and_state(
         assert encoder.active() == 0
         seen.add((tuple(encoder.finish()), encoder.state_hash()))
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("network", [False, True])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_equals_the_reference_of_the_specification(profile: str, network: bool) -> None:
+    # Repeated, so that matches begin, fail and go on; for records long enough to find a period.
+    part = sample(1100 if profile == "binary" and not network else 300, seed=5)
+    raw = (part + part[:-50]) * 2 if len(part) < 1000 else part * 2
+    weights = sample_weights(raw) if network else None
+    payloads = _core.mixer_encode(raw, 3, profile, MEMORY, weights)
+    assert reference_mixer.encode(raw, 3, profile, MEMORY, weights) == payloads
+
+
+def test_the_reference_decodes() -> None:
+    raw = sample(500)
+    weights = sample_weights(raw)
+    payloads = _core.mixer_encode(raw, 2, "text", MEMORY, weights)
+    assert reference_mixer.decode(payloads, len(raw), "text", MEMORY, weights) == raw
 
 
 def test_steps_equal_whole_frames() -> None:

@@ -35,6 +35,7 @@ from lmzip.network import Network, export
 from lmzip.output import AtomicFile
 
 BITS = 1 / math.log(2)
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SIZES = {
     "tiny": Architecture(64, 2, 2, 1, 32, 256, (32, 128), (NgramTable(2, 12, 0, 64),)),
     "small": Architecture(
@@ -42,8 +43,8 @@ SIZES = {
         (NgramTable(2, 14, 0, 64), NgramTable(3, 15, 64, 64), NgramTable(4, 15, 0, 64)),
     ),
     "default": Architecture(
-        256, 4, 8, 2, 32, 1024, (32, 64, 128, 256),
-        (NgramTable(2, 13, 0, 64), NgramTable(3, 15, 64, 64), NgramTable(4, 15, 128, 64)),
+        256, 4, 4, 2, 32, 1024, (32, 64, 128, 256),
+        (NgramTable(2, 14, 0, 64), NgramTable(3, 16, 64, 64), NgramTable(4, 16, 128, 64)),
     ),
     "large": Architecture(
         512, 8, 16, 4, 32, 2048, (32, 64, 128, 256, 32, 64, 256, 1024),
@@ -89,12 +90,19 @@ class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalized by five Newton-Schulz steps (Jordan 2024), for matrices.
 
     torch.optim.Muon does the steps in bfloat16, which a CPU without that type emulates (measured:
-    40 times slower here); this one keeps float32 on the CPU and stacks matrices of one shape.
+    40 times slower); this one takes the type that it is given and stacks matrices of one shape.
     The update is scaled to a root mean square of 0.2 lr, as AdamW's (Liu et al. 2025).
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__(list(params), {"lr": lr, "momentum": momentum})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
@@ -113,13 +121,12 @@ class Muon(torch.optim.Optimizer):
             average.lerp_(p.grad, 1 - momentum)
             updates.append(p.grad.lerp(average, momentum))
         scale = 0.2 * max(params[0].shape) ** 0.5 * lr
-        for p, u in zip(params, orthogonalize(torch.stack(updates)), strict=True):
+        for p, u in zip(params, orthogonalize(torch.stack(updates).to(self.dtype)), strict=True):
             p.add_(u.to(p.dtype), alpha=-scale)
 
 
 def orthogonalize(x: Tensor) -> Tensor:
     """Bring the singular values of each matrix (count, rows, columns) near 1."""
-    x = x.bfloat16() if x.is_cuda else x
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -129,7 +136,9 @@ def orthogonalize(x: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
-def optimizers(network: Network, rate: float) -> list[torch.optim.Optimizer]:
+def optimizers(
+    network: Network, rate: float, dtype: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, Adam for the rest; `rate` is 1 for the tuned rates."""
     matrices = [p for p in network.layers.parameters() if p.ndim == 2]
     tables = [table.weight for table in network.tables()]
@@ -141,7 +150,7 @@ def optimizers(network: Network, rate: float) -> list[torch.optim.Optimizer]:
     ]
     width = 128 / network.architecture.d_model  # larger networks take smaller steps
     return [
-        Muon(matrices, lr=0.01 * rate * width**0.5),
+        Muon(matrices, lr=0.01 * rate * width**0.5, dtype=dtype),
         torch.optim.Adam(adam, betas=(0.9, 0.95), eps=1e-10, fused=True),
     ]
 
@@ -155,12 +164,13 @@ class Run:
     schedule: Schedule
     rate: float = 1.0
     seed: int = 0
+    precision: torch.dtype = torch.float32
     steps: int = 0
     quantized: bool = False
     log: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.optimizers = optimizers(self.network, self.rate)
+        self.optimizers = optimizers(self.network, self.rate, self.precision)
         self._rates = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
 
     def set_rates(self) -> None:
@@ -276,9 +286,9 @@ class Trainer:
         self.run.quantized = True
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.device.type == "cuda":
-            return torch.autocast("cuda", torch.bfloat16)
-        return contextlib.nullcontext()
+        if self.run.precision == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.run.precision)
 
     def _share_gradients(self) -> None:
         if self.processes == 1:
@@ -347,6 +357,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: all cores)")
     parser.add_argument(
+        "--precision",
+        choices=("auto", *PRECISIONS),
+        default="auto",
+        help="of the products: bfloat16 where the device has it",
+    )
+    parser.add_argument(
         "--compile", action="store_true", help="torch.compile: slow start, then faster"
     )
     parser.add_argument(
@@ -383,7 +399,7 @@ def run(args: argparse.Namespace) -> int:
         minutes = args.minutes if args.minutes or args.bytes else 10
         budget = Budget(args.bytes or math.inf, minutes * 60 if minutes else math.inf)
         schedule = Schedule(decay=args.decay_at, quantize=args.quantize_at)
-        job = Run(network, budget, schedule, args.rate, args.seed)
+        job = Run(network, budget, schedule, args.rate, args.seed, _precision(args.precision, device))
         checkpoint = args.checkpoint or args.output.with_name(args.output.name + ".checkpoint")
         if args.resume and checkpoint.exists():
             job.restore(checkpoint, device)
@@ -444,6 +460,17 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     return torch.device(name)
+
+
+def _precision(name: str, device: torch.device) -> torch.dtype:
+    """What `auto` stands for: bfloat16 on CUDA and on CPUs with products of that type."""
+    if name != "auto":
+        return PRECISIONS[name]
+    if device.type == "cuda":
+        return torch.bfloat16
+    # The public torch.cpu.get_capabilities() came after the oldest PyTorch that we support.
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
+    return torch.bfloat16 if supported() else torch.float32
 
 
 @contextlib.contextmanager

@@ -5,6 +5,10 @@
 // Inputs are made unsigned: int8 by adding 128; 14 bits as 128 hi + lo - 8192 with hi and lo in
 // 0..127, two products.  What the shift adds to each sum is its multiple of the weights' sum.
 // Weights lie in panels of 16 outputs: (inputs / 4, 16, 4).
+//
+// A tile of `Rows` rows by `Panels` panels keeps all its sums in registers: V::kSums of them,
+// enough chains to hide the latency of vpdpbusd, and fewer loads than products (eight rows by two
+// panels of 512 bits: ten loads for sixteen products).  Few rows take more panels instead.
 #pragma once
 #include "dot.h"
 
@@ -14,8 +18,15 @@ template <class V>
 struct VnniDot {
   using Register = typename V::Register;
   static constexpr size_t kPanel = 16;
-  static constexpr size_t kRegisters = kPanel / V::kLanes;
-  static constexpr size_t kTile = 4;  // rows
+  static constexpr size_t kRegisters = kPanel / V::kLanes;  // of a panel
+  static constexpr size_t kTileRows = 8;
+
+  // The greatest power of two of panels whose sums fit, at most 8.
+  static constexpr size_t panels_for(size_t rows) {
+    size_t panels = 8;
+    while (panels > 1 && rows * panels * kRegisters > V::kSums) panels /= 2;
+    return panels;
+  }
 
   static void pack(const int8_t* rows, size_t outputs, size_t inputs, Input, int8_t* packed) {
     for (size_t panel = 0; panel < outputs; panel += kPanel) {
@@ -42,57 +53,113 @@ struct VnniDot {
     }
   }
 
-  template <size_t Rows>
-  static void add_products(const int8_t* w, const uint8_t* x, size_t inputs,
-                           Register (&sums)[Rows][kRegisters]) {
-    for (size_t k = 0; k < inputs; k += 4, w += 4 * kPanel) {
-      Register weights[kRegisters];
-      for (size_t i = 0; i < kRegisters; ++i) weights[i] = V::load(w + 4 * V::kLanes * i);
+  // What a tile works on: the weights of its first panel, its first row.
+  struct Tile {
+    const int8_t* weights;
+    size_t inputs, outputs;
+    const int32_t* row_sums;
+    const uint8_t* x;
+    const uint8_t* lo;  // null but for 14 bits
+    int32_t offset;     // what was added to each input
+    int32_t* out;
+  };
+
+  template <size_t Rows, size_t Panels>
+  static void add_products(const Tile& t, const uint8_t* x,
+                           Register (&sums)[Rows][Panels * kRegisters]) {
+    const int8_t* w = t.weights;
+    for (size_t k = 0; k < t.inputs; k += 4, w += 4 * kPanel) {
+      Register weights[Panels * kRegisters];
+      for (size_t i = 0; i < Panels * kRegisters; ++i) {
+        weights[i] =
+            V::load(w + i / kRegisters * kPanel * t.inputs + i % kRegisters * 4 * V::kLanes);
+      }
       for (size_t r = 0; r < Rows; ++r) {
-        const Register value = V::broadcast(x + r * inputs + k);
-        for (size_t i = 0; i < kRegisters; ++i)
+        const Register value = V::broadcast(x + r * t.inputs + k);
+        for (size_t i = 0; i < Panels * kRegisters; ++i)
           sums[r][i] = V::add_products(sums[r][i], value, weights[i]);
       }
     }
   }
 
-  // lo: null but for 14 bits.  offset: what was added to each input.
-  template <size_t Rows>
-  static void tile(const MatrixView& m, size_t panel, const uint8_t* x, const uint8_t* lo,
-                   int32_t offset, int32_t* out) {
-    const int8_t* w = m.packed + panel * m.inputs;
-    Register sums[Rows][kRegisters];
+  template <size_t Rows, size_t Panels>
+  static void tile(const Tile& t) {
+    constexpr size_t kCount = Panels * kRegisters;
+    Register sums[Rows][kCount];
     for (size_t r = 0; r < Rows; ++r) {
-      for (size_t i = 0; i < kRegisters; ++i) sums[r][i] = V::zero();
+      for (size_t i = 0; i < kCount; ++i) sums[r][i] = V::zero();
     }
-    add_products<Rows>(w, x, m.inputs, sums);
-    if (lo != nullptr) {
+    add_products<Rows, Panels>(t, t.x, sums);
+    if (t.lo != nullptr) {
       for (size_t r = 0; r < Rows; ++r) {
-        for (size_t i = 0; i < kRegisters; ++i) sums[r][i] = V::times(sums[r][i], 128);
+        for (size_t i = 0; i < kCount; ++i) sums[r][i] = V::times(sums[r][i], 128);
       }
-      add_products<Rows>(w, lo, m.inputs, sums);
+      add_products<Rows, Panels>(t, t.lo, sums);
     }
-    for (size_t i = 0; i < kRegisters; ++i) {
-      const Register shift = V::times(V::load(m.row_sums + panel + V::kLanes * i), offset);
+    for (size_t i = 0; i < kCount; ++i) {
+      const Register shift = V::times(V::load(t.row_sums + V::kLanes * i), t.offset);
       for (size_t r = 0; r < Rows; ++r)
-        V::store(out + r * m.outputs + panel + V::kLanes * i, V::sub(sums[r][i], shift));
+        V::store(t.out + r * t.outputs + V::kLanes * i, V::sub(sums[r][i], shift));
     }
   }
 
+  using TileFunction = void (*)(const Tile&);
+
+  template <size_t Rows, size_t Panels>
+  static constexpr TileFunction tile_if_it_fits() {
+    if constexpr (Rows * Panels * kRegisters <= V::kSums || Panels == 1) {
+      return tile<Rows, Panels>;
+    } else {
+      return nullptr;
+    }
+  }
+
+  template <size_t Panels>
+  static void block(Tile t, size_t rows) {
+    static constexpr TileFunction kTiles[kTileRows] = {
+        tile_if_it_fits<1, Panels>(), tile_if_it_fits<2, Panels>(), tile_if_it_fits<3, Panels>(),
+        tile_if_it_fits<4, Panels>(), tile_if_it_fits<5, Panels>(), tile_if_it_fits<6, Panels>(),
+        tile_if_it_fits<7, Panels>(), tile_if_it_fits<8, Panels>(),
+    };
+    for (; rows > 0;) {
+      const size_t count = rows < V::kRows ? rows : V::kRows;
+      kTiles[count - 1](t);
+      rows -= count;
+      t.x += count * t.inputs;
+      if (t.lo != nullptr) t.lo += count * t.inputs;
+      t.out += count * t.outputs;
+    }
+  }
+
+  // Panels stay in the level 1 cache while all rows pass them.
   static void multiply(const MatrixView& m, const void* x, size_t rows, int32_t* out,
                        uint8_t* scratch) {
     prepare(m.input, x, rows * m.inputs, scratch);
     const auto* ready = m.input == Input::kUint8 ? static_cast<const uint8_t*>(x) : scratch;
     const uint8_t* lo = m.input == Input::kInt14 ? scratch + rows * m.inputs : nullptr;
     const int32_t offset = m.input == Input::kInt8 ? 128 : m.input == Input::kInt14 ? 8192 : 0;
-    constexpr decltype(&tile<1>) kTiles[] = {tile<1>, tile<2>, tile<3>, tile<4>};
-    for (size_t panel = 0; panel < m.outputs; panel += kPanel) {
-      for (size_t row = 0; row < rows; row += kTile) {
-        const size_t count = rows - row < kTile ? rows - row : kTile;
-        kTiles[count - 1](m, panel, ready + row * m.inputs,
-                          lo == nullptr ? nullptr : lo + row * m.inputs, offset,
-                          out + row * m.outputs);
+    const size_t most = panels_for(rows < V::kRows ? rows : V::kRows);
+    for (size_t panel = 0; panel < m.outputs;) {
+      size_t panels = most;
+      while (panels * kPanel > m.outputs - panel) panels /= 2;
+      const Tile t = {m.packed + panel * m.inputs,
+                      m.inputs,
+                      m.outputs,
+                      m.row_sums + panel,
+                      ready,
+                      lo,
+                      offset,
+                      out + panel};
+      if (panels == 8) {
+        block<8>(t, rows);
+      } else if (panels == 4) {
+        block<4>(t, rows);
+      } else if (panels == 2) {
+        block<2>(t, rows);
+      } else {
+        block<1>(t, rows);
       }
+      panel += panels * kPanel;
     }
   }
 };

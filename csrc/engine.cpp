@@ -12,6 +12,8 @@ Cache::Cache(const ExactModel& model, size_t lanes)
       lane_size_(0),
       head_size_(model.head_size()),
       value_size_(model.value_size()),
+      key_slots_(model.stages().key_slots),
+      value_slots_(model.stages().value_slots),
       kv_heads_(model.arch().n_kv_heads) {
   for (const Layer& layer : model.layers()) {
     padded_slots_.push_back(round_up(layer.window, kSlotStep));
@@ -43,11 +45,13 @@ int8_t* Cache::values(size_t lane, size_t layer, size_t kv_head) {
 
 int8_t Cache::key(size_t lane, size_t layer, size_t kv_head, size_t slot, size_t channel) {
   const size_t c = channel / 2 + channel % 2 * (head_size_ / 2);
-  return keys(lane, layer, kv_head)[slot / 8 * 8 * head_size_ + c / 4 * 32 + slot % 8 * 4 + c % 4];
+  return keys(lane, layer, kv_head)[slot / key_slots_ * key_slots_ * head_size_ +
+                                    c / 4 * 4 * key_slots_ + slot % key_slots_ * 4 + c % 4];
 }
 
 int8_t Cache::value(size_t lane, size_t layer, size_t kv_head, size_t slot, size_t channel) {
-  return values(lane, layer, kv_head)[slot / 2 * 2 * value_size_ + 2 * channel + slot % 2];
+  return values(lane, layer, kv_head)[slot / value_slots_ * value_slots_ * value_size_ +
+                                      channel * value_slots_ + slot % value_slots_];
 }
 
 struct Workspace::Sizes {
@@ -101,19 +105,18 @@ size_t Workspace::memory(const ExactModel& model, size_t rows) {
   return Sizes(model, rows).memory();
 }
 
-namespace {
-
-void store_key(const int8_t* key, size_t head_size, size_t slot, int8_t* keys) {
-  int8_t* to = keys + slot / 8 * 8 * head_size + slot % 8 * 4;
-  for (size_t c = 0; c < head_size; c += 4) std::memcpy(to + 8 * c, key + c, 4);
+void Cache::store_key(const int8_t* key, size_t lane, size_t layer, size_t kv_head, size_t slot) {
+  int8_t* to = keys(lane, layer, kv_head) + slot / key_slots_ * key_slots_ * head_size_ +
+               slot % key_slots_ * 4;
+  for (size_t c = 0; c < head_size_; c += 4) std::memcpy(to + key_slots_ * c, key + c, 4);
 }
 
-void store_value(const int8_t* value, size_t value_size, size_t slot, int8_t* values) {
-  int8_t* to = values + slot / 2 * 2 * value_size + slot % 2;
-  for (size_t c = 0; c < value_size; ++c) to[2 * c] = value[c];
+void Cache::store_value(const int8_t* value, size_t lane, size_t layer, size_t kv_head,
+                        size_t slot) {
+  int8_t* to = values(lane, layer, kv_head) + slot / value_slots_ * value_slots_ * value_size_ +
+               slot % value_slots_;
+  for (size_t c = 0; c < value_size_; ++c) to[value_slots_ * c] = value[c];
 }
-
-}  // namespace
 
 // One call of forward().
 class Forward {
@@ -205,8 +208,8 @@ class Forward {
                             arch_.n_kv_heads * value_size, values);
     for (size_t g = 0; g < arch_.n_kv_heads; ++g) {
       rotate(layer, row, arch_.n_heads + g, key);
-      store_key(key, head_size, slot, cache_.keys(rows_[row].lane, i, g));
-      store_value(values + g * value_size, value_size, slot, cache_.values(rows_[row].lane, i, g));
+      cache_.store_key(key, rows_[row].lane, i, g, slot);
+      cache_.store_value(values + g * value_size, rows_[row].lane, i, g, slot);
     }
   }
 

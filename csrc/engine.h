@@ -37,6 +37,10 @@ class Cache {
   int8_t* keys(size_t lane, size_t layer, size_t kv_head);
   int8_t* values(size_t lane, size_t layer, size_t kv_head);
 
+  // A head of one position into its slot: key (head_size), value (value_size).
+  void store_key(const int8_t* key, size_t lane, size_t layer, size_t kv_head, size_t slot);
+  void store_value(const int8_t* value, size_t lane, size_t layer, size_t kv_head, size_t slot);
+
   // One number of a slot, by the channel that docs/numerics.md gives it.
   int8_t key(size_t lane, size_t layer, size_t kv_head, size_t slot, size_t channel);
   int8_t value(size_t lane, size_t layer, size_t kv_head, size_t slot, size_t channel);
@@ -45,7 +49,7 @@ class Cache {
 
  private:
   size_t lanes_, lane_size_;
-  size_t head_size_, value_size_, kv_heads_;
+  size_t head_size_, value_size_, key_slots_, value_slots_, kv_heads_;
   std::vector<size_t> padded_slots_;  // (n_layers)
   std::vector<size_t> layer_start_;   // (n_layers), bytes from the start of a lane
   AlignedArray<int8_t> data_;

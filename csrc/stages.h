@@ -4,9 +4,10 @@
 // Layouts are the engine's own (exact_model.h makes the weights fit):
 //   query or key head   (2, half): the even channels, then the odd ones, each padded with zeros
 //   value head          (value_size)
-//   key cache           (slots / 8, 2 half / 4, 8, 4) for one key/value head
-//   value cache         (slots / 2, value_size, 2)
-// A cache is a ring: position t has the slot t mod window.  Attention minds no order of slots.
+//   key cache           (slots / key_slots, 2 half / 4, key_slots, 4) for one key/value head
+//   value cache         (slots / value_slots, value_size, value_slots)
+// key_slots and value_slots divide kSlotStep; each kernel has its own.  A cache is a ring: position
+// t has the slot t mod window.  Attention minds no order of slots.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -18,7 +19,7 @@ namespace lmzip {
 inline constexpr int32_t kResidualMax = (1 << 23) - 1;
 inline constexpr int32_t kLogitMax = 1 << 20;
 inline constexpr size_t kSlotStep = 16;   // slots of a cache are padded to a multiple
-inline constexpr size_t kHalfStep = 8;    // half a query or key head, likewise
+inline constexpr size_t kHalfStep = 16;   // half a query or key head, likewise
 inline constexpr size_t kValueStep = 16;  // a value head, likewise
 
 // Sizes and the cache of one key/value head, with the queries of its group.
@@ -33,6 +34,8 @@ struct AttentionView {
 };
 
 struct StageKernels {
+  size_t key_slots, value_slots;
+
   // x (n) += row (n) << shift
   void (*add_embedding)(const int8_t* row, int32_t shift, size_t n, int32_t* x);
   void (*clamp_residual)(size_t n, int32_t* x);
@@ -73,6 +76,7 @@ const StageKernels& stage_kernels(Kernel kernel);
 extern const StageKernels kStagesPortable;
 #if defined(__x86_64__)
 extern const StageKernels kStagesAvx2;
+extern const StageKernels kStagesVnni;
 #elif defined(__aarch64__)
 extern const StageKernels kStagesNeon;
 #endif

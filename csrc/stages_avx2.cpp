@@ -7,6 +7,7 @@ namespace lmzip {
 namespace {
 
 struct Avx2 {
+  static constexpr size_t kLanes = 8;
   using Int = __m256i;
   using Float = __m256;
 
@@ -26,13 +27,13 @@ struct Avx2 {
   static Int in_order(Int packed) {
     return _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   }
-  static void store_int8(int8_t* p, Int a, Int b, Int c, Int d) {
-    const Int packed = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
-    store(p, in_order(packed));
+  static void store_int8(int8_t* p, const Int (&v)[4]) {
+    const Int low = _mm256_packs_epi32(v[0], v[1]), high = _mm256_packs_epi32(v[2], v[3]);
+    store(p, in_order(_mm256_packs_epi16(low, high)));
   }
-  static void store_uint8(uint8_t* p, Int a, Int b, Int c, Int d) {
-    const Int packed = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
-    store(p, in_order(packed));
+  static void store_uint8(uint8_t* p, const Int (&v)[4]) {
+    const Int low = _mm256_packs_epi32(v[0], v[1]), high = _mm256_packs_epi32(v[2], v[3]);
+    store(p, in_order(_mm256_packus_epi16(low, high)));
   }
   static void store_int8(int8_t* p, Int a) {
     const Int packed = _mm256_packs_epi16(_mm256_packs_epi32(a, a), _mm256_setzero_si256());
@@ -42,6 +43,9 @@ struct Avx2 {
   }
   static void store_int16(int16_t* p, Int a, Int b) {
     store(p, _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8));
+  }
+  static void store_int16(int16_t* p, const Int (&v)[4]) {
+    store_int16(p, v[0], v[1]), store_int16(p + 16, v[2], v[3]);
   }
 
   static Float to_float(Int a) { return _mm256_cvtepi32_ps(a); }
@@ -222,6 +226,6 @@ void attend(const AttentionView& view, const int8_t* queries, int32_t* scores, i
 
 }  // namespace
 
-const StageKernels kStagesAvx2 = Avx2Stages::kernels(attend);
+const StageKernels kStagesAvx2 = Avx2Stages::kernels(8, 2, attend);
 
 }  // namespace lmzip

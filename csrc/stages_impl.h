@@ -1,8 +1,9 @@
-// stages_impl.h: stages.h written once for every vector type S of eight 32-bit lanes.
+// stages_impl.h: stages.h written once for every vector type S of 8 or 16 lanes of 32 bits.
 //
 // Included by stages_portable.cpp, stages_avx2.cpp, ... each of which defines its own S in an
 // unnamed namespace, so that no two files share an instantiation.  S has the types Int and Float
-// and the operations used below; each float operation is one IEEE operation.
+// and the operations used below; each float operation is one IEEE operation.  Rows are quantized
+// in blocks of 32 numbers, S::store_... taking the block's registers in order.
 #pragma once
 #include "stages.h"
 
@@ -12,7 +13,17 @@ template <class S>
 struct Stages {
   using Int = typename S::Int;
   using Float = typename S::Float;
-  static constexpr size_t kLanes = 8;
+  static constexpr size_t kLanes = S::kLanes;
+  static constexpr size_t kBlock = 32;
+  struct Block {
+    Int v[kBlock / kLanes];
+  };
+  template <typename Function>
+  static Block block(Function register_at) {
+    Block b;
+    for (size_t i = 0; i < kBlock / kLanes; ++i) b.v[i] = register_at(i * kLanes);
+    return b;
+  }
 
   static void add_embedding(const int8_t* row, int32_t shift, size_t n, int32_t* x) {
     size_t i = 0;
@@ -43,8 +54,14 @@ struct Stages {
 
   // limit / m rounds up by less than 2^-24 of itself, so abs(x) * (limit / m) is at most
   // limit (1 + 2^-22) and rounds to limit or less: the clamp of the document changes nothing here.
-  static Int quantize(const int32_t* x, Float inverse) {
-    return S::round(S::mul(S::to_float(S::load(x)), inverse));
+  static Block quantize(const int32_t* x, Float inverse) {
+    return block([=](size_t i) { return S::round(S::mul(S::to_float(S::load(x + i)), inverse)); });
+  }
+
+  // Of numbers below 2^15, in any lanes: only the sum of all lanes counts.
+  static Int add_squares(Int sum, const Block& b) {
+    for (size_t i = 0; i < kBlock / kLanes; i += 2) sum = S::add_squares(sum, b.v[i], b.v[i + 1]);
+    return sum;
   }
 
   static float root_mean_scale(size_t n, int64_t sum) {
@@ -55,11 +72,10 @@ struct Stages {
     const int32_t m = max_magnitude(x, n);
     const Float inverse = S::splat(127.0f / static_cast<float>(m > 1 ? m : 1));
     Int squares = S::splat(0);
-    for (size_t i = 0; i < n; i += 4 * kLanes) {
-      const Int a = quantize(x + i, inverse), b = quantize(x + i + 8, inverse);
-      const Int c = quantize(x + i + 16, inverse), d = quantize(x + i + 24, inverse);
-      squares = S::add_squares(S::add_squares(squares, a, b), c, d);
-      S::store_int8(xq + i, a, b, c, d);
+    for (size_t i = 0; i < n; i += kBlock) {
+      const Block b = quantize(x + i, inverse);
+      squares = add_squares(squares, b);
+      S::store_int8(xq + i, b.v);
     }
     return m == 0 ? 0.0f : root_mean_scale(n, S::sum(squares));
   }
@@ -68,13 +84,10 @@ struct Stages {
     const int32_t m = max_magnitude(x, n);
     const Float inverse = S::splat(8191.0f / static_cast<float>(m > 1 ? m : 1));
     int64_t total = 0;
-    for (size_t i = 0; i < n; i += 4 * kLanes) {
-      const Int a = quantize(x + i, inverse), b = quantize(x + i + 8, inverse);
-      const Int c = quantize(x + i + 16, inverse), d = quantize(x + i + 24, inverse);
-      // 32 * 8191^2 < 2^31
-      total += S::sum(S::add_squares(S::add_squares(S::splat(0), a, b), c, d));
-      S::store_int16(xq + i, a, b);
-      S::store_int16(xq + i + 16, c, d);
+    for (size_t i = 0; i < n; i += kBlock) {
+      const Block b = quantize(x + i, inverse);
+      total += S::sum(add_squares(S::splat(0), b));  // kBlock * 8191^2 < 2^31
+      S::store_int16(xq + i, b.v);
     }
     return m == 0 ? 0.0f : root_mean_scale(n, total);
   }
@@ -118,10 +131,7 @@ struct Stages {
   static int32_t quantize_average(const int32_t* p, size_t n, int8_t* pq) {
     const int32_t m = max_magnitude(p, n);
     const Float inverse = S::splat(127.0f / static_cast<float>(m > 1 ? m : 1));
-    for (size_t i = 0; i < n; i += 4 * kLanes) {
-      S::store_int8(pq + i, quantize(p + i, inverse), quantize(p + i + 8, inverse),
-                    quantize(p + i + 16, inverse), quantize(p + i + 24, inverse));
-    }
+    for (size_t i = 0; i < n; i += kBlock) S::store_int8(pq + i, quantize(p + i, inverse).v);
     return m;
   }
 
@@ -152,10 +162,9 @@ struct Stages {
     const int32_t u_max = S::greatest(greatest);
     const int32_t m = u_max * u_max;
     const Float inverse = S::splat(255.0f / static_cast<float>(m > 1 ? m : 1));
-    for (size_t i = 0; i < n; i += 4 * kLanes) {
-      S::store_uint8(hq + i, quantize_square(acc + i, inverse),
-                     quantize_square(acc + i + 8, inverse), quantize_square(acc + i + 16, inverse),
-                     quantize_square(acc + i + 24, inverse));
+    for (size_t i = 0; i < n; i += kBlock) {
+      const Block b = block([=](size_t j) { return quantize_square(acc + i + j, inverse); });
+      S::store_uint8(hq + i, b.v);
     }
     return m;
   }
@@ -177,11 +186,12 @@ struct Stages {
       S::store(p + i, rint(S::mul(S::to_float(S::load(o + i)), inverse), -32767.0f, 32767.0f));
   }
 
-  static constexpr StageKernels kernels(void (*attend)(const AttentionView&, const int8_t*,
+  static constexpr StageKernels kernels(size_t key_slots, size_t value_slots,
+                                        void (*attend)(const AttentionView&, const int8_t*,
                                                        int32_t*, int32_t*)) {
-    return {add_embedding, clamp_residual,  quantize_row, quantize_row_14,
-            rotate,        quantize_values, attend,       quantize_average,
-            add_product,   activate,        make_logits};
+    return {key_slots,       value_slots, add_embedding,   clamp_residual, quantize_row,
+            quantize_row_14, rotate,      quantize_values, attend,         quantize_average,
+            add_product,     activate,    make_logits};
   }
 };
 

@@ -7,6 +7,7 @@ namespace lmzip {
 namespace {
 
 struct Neon {
+  static constexpr size_t kLanes = 8;
   struct Int {
     int32x4_t a, b;
   };
@@ -25,15 +26,15 @@ struct Neon {
   static void store(int32_t* p, Int v) { vst1q_s32(p, v.a), vst1q_s32(p + 4, v.b); }
 
   static int16x8_t to_16(Int v) { return vcombine_s16(vmovn_s32(v.a), vmovn_s32(v.b)); }
-  static void store_int16(int16_t* p, Int v, Int w) {
-    vst1q_s16(p, to_16(v)), vst1q_s16(p + 8, to_16(w));
+  static void store_int16(int16_t* p, const Int (&v)[4]) {
+    for (size_t i = 0; i < 4; ++i) vst1q_s16(p + 8 * i, to_16(v[i]));
   }
   static void store_int8(int8_t* p, Int v) { vst1_s8(p, vmovn_s16(to_16(v))); }
-  static void store_int8(int8_t* p, Int v0, Int v1, Int v2, Int v3) {
-    store_int8(p, v0), store_int8(p + 8, v1), store_int8(p + 16, v2), store_int8(p + 24, v3);
+  static void store_int8(int8_t* p, const Int (&v)[4]) {
+    for (size_t i = 0; i < 4; ++i) store_int8(p + 8 * i, v[i]);
   }
-  static void store_uint8(uint8_t* p, Int v0, Int v1, Int v2, Int v3) {
-    store_int8(reinterpret_cast<int8_t*>(p), v0, v1, v2, v3);
+  static void store_uint8(uint8_t* p, const Int (&v)[4]) {
+    store_int8(reinterpret_cast<int8_t*>(p), v);
   }
 
   static Float to_float(Int v) { return {vcvtq_f32_s32(v.a), vcvtq_f32_s32(v.b)}; }
@@ -146,6 +147,6 @@ void attend(const AttentionView& view, const int8_t* queries, int32_t* scores, i
 
 }  // namespace
 
-const StageKernels kStagesNeon = NeonStages::kernels(attend);
+const StageKernels kStagesNeon = NeonStages::kernels(8, 2, attend);
 
 }  // namespace lmzip

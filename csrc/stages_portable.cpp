@@ -8,6 +8,7 @@ namespace {
 
 // Eight lanes as arrays; compilers turn the loops into what the baseline of the machine has.
 struct Plain {
+  static constexpr size_t kLanes = 8;
   struct Int {
     int32_t v[8];
   };
@@ -45,15 +46,13 @@ struct Plain {
     for (size_t i = 0; i < 8; ++i) p[i] = static_cast<T>(a.v[i]);
   }
   static void store_int8(int8_t* p, const Int& a) { narrow(p, a); }
-  static void store_int8(int8_t* p, const Int& a, const Int& b, const Int& c, const Int& d) {
-    narrow(p, a), narrow(p + 8, b), narrow(p + 16, c), narrow(p + 24, d);
+  template <typename T>
+  static void narrow(T* p, const Int (&v)[4]) {
+    for (size_t i = 0; i < 4; ++i) narrow(p + 8 * i, v[i]);
   }
-  static void store_uint8(uint8_t* p, const Int& a, const Int& b, const Int& c, const Int& d) {
-    narrow(p, a), narrow(p + 8, b), narrow(p + 16, c), narrow(p + 24, d);
-  }
-  static void store_int16(int16_t* p, const Int& a, const Int& b) {
-    narrow(p, a), narrow(p + 8, b);
-  }
+  static void store_int8(int8_t* p, const Int (&v)[4]) { narrow(p, v); }
+  static void store_uint8(uint8_t* p, const Int (&v)[4]) { narrow(p, v); }
+  static void store_int16(int16_t* p, const Int (&v)[4]) { narrow(p, v); }
 
   static Float to_float(const Int& a) {
     return map<Float>([&](size_t i) { return static_cast<float>(a.v[i]); });
@@ -150,10 +149,11 @@ void attend(const AttentionView& view, const int8_t* queries, int32_t* scores, i
 
 }  // namespace
 
-const StageKernels kStagesPortable = PlainStages::kernels(attend);
+const StageKernels kStagesPortable = PlainStages::kernels(8, 2, attend);
 
 const StageKernels& stage_kernels([[maybe_unused]] Kernel kernel) {
 #if defined(__x86_64__)
+  if (kernel == Kernel::kVnni) return kStagesVnni;
   if (kernel >= Kernel::kAvx2) return kStagesAvx2;
 #elif defined(__aarch64__)
   if (kernel >= Kernel::kNeon) return kStagesNeon;

@@ -9,7 +9,7 @@ CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help build test check lint native cross pytest demo vectors signature bench fuzz clean
+.PHONY: help build test check lint native cross compilers pytest demo vectors signature bench fuzz clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,16 @@ cross: ## the engine's vectors on AArch64 (NEON, SDOT) and s390x (big-endian), e
 	  cmake --build build/cross-$$arch --parallel --target engine_check && \
 	  ctest --test-dir build/cross-$$arch -R engine_check --output-on-failure --no-tests=error || exit 1; \
 	done
+
+# Debian: clang
+COMPILERS ?= g++ clang++
+compilers: ## the engine's vectors from each of COMPILERS without and with all optimization: the same numbers
+	for cxx in $(COMPILERS); do for level in 0 1 2 3; do \
+	  cmake -S . -B build/$$cxx-O$$level -DCMAKE_CXX_COMPILER=$$cxx -DCMAKE_BUILD_TYPE=None \
+	    -DCMAKE_CXX_FLAGS=-O$$level -DLMZIP_PYTHON=OFF -DLMZIP_NATIVE_TESTS=ON && \
+	  cmake --build build/$$cxx-O$$level --parallel --target engine_check && \
+	  ctest --test-dir build/$$cxx-O$$level -R engine_check --output-on-failure --no-tests=error || exit 1; \
+	done; done
 
 pytest: build ## the Python tests
 	$(VENV)/bin/python -m pytest

@@ -15,6 +15,7 @@ namespace lmzip {
 namespace {
 
 constexpr size_t kBand = kTileRows;  // positions that are encoded at once
+constexpr size_t kMinGroup = 4;      // lanes that are worth a thread when decoding
 constexpr size_t kSlots = 3;         // bands whose weights wait for the mixer
 
 // Where the bytes of a frame are.
@@ -209,9 +210,11 @@ class FrameEncoder {
 
 // --- decoding ---
 
-// Each thread decodes a group of neighboring lanes.  Without the mixer the groups have nothing in
-// common.  With it they take turns, step by step and group by group, which is the order of the
-// lockstep: while one group is in the mixer, the others are in the network.
+// Each thread decodes a group of neighboring lanes, at least kMinGroup of them: for fewer rows the
+// products take as long as the weights take to come from the outer caches, so that two threads
+// with two lanes each are as fast as one thread with four.  Without the mixer the groups have
+// nothing in common.  With it they take turns, step by step and group by group, which is the order
+// of the lockstep: while one group is in the mixer, the others are in the network.
 class FrameDecoder {
  public:
   FrameDecoder(const FrameParams& params, std::span<const std::span<const uint8_t>> payloads,
@@ -223,7 +226,8 @@ class FrameDecoder {
         coders_(payloads.begin(), payloads.end()),
         histories_(payloads.size()),
         cache_(model_, payloads.size()),
-        groups_(std::clamp<size_t>(params.threads, 1, std::min(payloads.size(), kMaxThreads))) {
+        groups_(std::clamp<size_t>(payloads.size() / kMinGroup, 1,
+                                   std::min(params.threads, kMaxThreads))) {
     if (has_mixer(params))
       mixer_.emplace_back(mixer_params(params), raw.size(), static_cast<int>(payloads.size()));
   }

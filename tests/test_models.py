@@ -92,6 +92,15 @@ def test_default_is_chosen_by_the_environment(monkeypatch):
     assert models.default() == models.find("two")
 
 
+def test_model_of_the_environment_decodes_too(folder, tmp_path_factory, monkeypatch):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    path = write_model(elsewhere / "three.safetensors", {"name": "three"})
+    monkeypatch.setenv("LMZIP_MODEL", str(path))
+    assert models.for_ref(models.read(path).ref) == models.read(path)
+    monkeypatch.setenv("LMZIP_MODEL", str(elsewhere / "four.safetensors"))
+    assert models.for_ref(models.find("one").ref).path == folder / "one.safetensors"
+
+
 def test_changed_file_is_another_model(folder):
     before = models.read(folder / "one.safetensors").id
     write_model(folder / "one.safetensors", {"name": "one, better"}, shape=(5, 5))

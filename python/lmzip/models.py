@@ -6,6 +6,7 @@ folders of LMZIP_MODEL_PATH, then in the user's data folder. A stream can only n
 path in a file is ever followed.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -102,7 +103,10 @@ def find(name: str | os.PathLike[str]) -> ModelInfo:
 
 
 def for_ref(ref: ModelRef, offered: ModelInfo | None = None) -> ModelInfo:
-    """Find the model that a stream asks for. ModelMismatchError says which one is missing."""
+    """Find the model that a stream asks for: `offered`, else LMZIP_MODEL, else an installed one.
+
+    ModelMismatchError says which one is missing.
+    """
     if offered is not None:
         if offered.matches(ref):
             return offered
@@ -111,7 +115,10 @@ def for_ref(ref: ModelRef, offered: ModelInfo | None = None) -> ModelInfo:
             f"{offered.name!r} (id {offered.id[:MODEL_ID_SIZE].hex()})"
         )
     name = ref.label.partition("@")[0]
-    for model in sorted(available(), key=lambda model: model.name != name):  # spares hashing
+    known = list(available())
+    with contextlib.suppress(OSError, LmzipError):  # what cannot be had may not be needed
+        known += [m for m in [default()] if m is not None and m not in known]
+    for model in sorted(known, key=lambda model: model.name != name):  # spares hashing
         if model.matches(ref):
             return model
     raise ModelMismatchError(

@@ -1,0 +1,223 @@
+"""Ratio against speed: lanes, windows and frames, and the PyTorch engine beside the native one.
+
+    python bench/design.py --results bench/results/design.csv [--plot docs/design.svg]
+
+Every payload is decoded and compared.  Text: the first bytes of enwik8 from 95,000,000 on (never
+trained on).  Speeds are CPU time of one thread, the median of --repeats; `threads` rows are wall
+time, for which the machine must be quiet.  The model is the bundled one, or LMZIP_MODEL.
+"""
+
+import argparse
+import csv
+import dataclasses
+import lzma
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from conftest import commit, device
+from lmzip import _core, models
+from lmzip.model_file import ExactModel, load
+
+ROOT = Path(__file__).resolve().parents[1]
+ENWIK8 = Path(os.environ.get("LMZIP_DATA", ROOT.parent / "shared" / "data")) / "open" / "enwik8.xz"
+NETWORK, MIXER, BOTH = 1, 2, 3  # methods, docs/format.md section 5
+METHODS = {NETWORK: "network", MIXER: "mixer", BOTH: "network+mixer"}
+COLUMNS = [
+    "what", "method", "raw", "lanes", "window", "frame", "threads", "bytes",
+    "encode_kb_s", "decode_kb_s", "clock",
+]  # fmt: skip
+
+
+def text() -> bytes:
+    return lzma.decompress(ENWIK8.read_bytes())[95_000_000:]
+
+
+def native(model: ExactModel) -> _core.ExactModel:
+    return _core.ExactModel(model.tensors, model.architecture.to_json())
+
+
+class Bench:
+    def __init__(self, repeats: int) -> None:
+        self.repeats = repeats
+        info = models.default()
+        if info is None:
+            raise SystemExit("no model: install lmzip with its bundled one, or set LMZIP_MODEL")
+        self.model = load(info.path)
+        self.engine = native(self.model)
+        self.rows: list[dict[str, object]] = []
+
+    def frame(
+        self,
+        what: str,
+        raw: bytes,
+        method: int,
+        lanes: int,
+        *,
+        engine: _core.ExactModel | None = None,
+        threads: int = 1,
+        clock: Callable[[], float] = time.process_time,
+        **columns: object,
+    ) -> None:
+        """One frame both ways, as the presets code it; a row of the table."""
+        engine, bits = engine or self.engine, 0 if method == NETWORK else 24
+        encode, decode = [], []
+        for _ in range(self.repeats):
+            start = clock()
+            payloads = _core.encode_frame(engine, raw, lanes, method, bits, threads, "text")
+            middle = clock()
+            decoded = _core.decode_frame(engine, payloads, len(raw), method, bits, threads, "text")
+            encode.append(middle - start)
+            decode.append(clock() - middle)
+            if decoded != raw:
+                raise AssertionError("the decoded bytes differ: this is a bug in lmzip")
+        self.add(
+            what=what,
+            method=METHODS[method],
+            raw=len(raw),
+            lanes=lanes,
+            threads=threads,
+            bytes=sum(map(len, payloads)),
+            encode_kb_s=f"{len(raw) / statistics.median(encode) / 1000:.1f}",
+            decode_kb_s=f"{len(raw) / statistics.median(decode) / 1000:.1f}",
+            clock="cpu" if clock is time.process_time else "wall",
+            **columns,
+        )
+
+    def add(self, **row: object) -> None:
+        self.rows.append(row)
+        print(*(f"{k}={v}" for k, v in row.items()), file=sys.stderr, flush=True)
+
+    def lanes(self, raw: bytes) -> None:
+        for method in (NETWORK, BOTH):
+            for lanes in (1, 2, 4, 8, 16, 32, 64):
+                self.frame("lanes", raw, method, lanes)
+
+    def windows(self, raw: bytes) -> None:
+        """The model's own windows cut down to `window`."""
+        a = self.model.architecture
+        for window in (8, 16, 32, 64, 128, 256):
+            cut = dataclasses.replace(a, windows=tuple(min(w, window) for w in a.windows))
+            engine = native(dataclasses.replace(self.model, architecture=cut))
+            for method in (NETWORK, BOTH):
+                self.frame("windows", raw, method, 16, engine=engine, window=window)
+
+    def frames(self, raw: bytes) -> None:
+        """The same text in frames of different sizes; sizes only, speeds do not depend on them."""
+        for log2_size in range(16, 23):
+            size = 1 << log2_size
+            pieces = [raw[i : i + size] for i in range(0, len(raw), size)]
+            total = 0
+            for piece in pieces:
+                lanes = min(16, max(1, size >> 16))
+                payloads = _core.encode_frame(self.engine, piece, lanes, BOTH, 24, 1, "text")
+                decoded = _core.decode_frame(self.engine, payloads, len(piece), BOTH, 24, 1, "text")
+                if decoded != piece:
+                    raise AssertionError("the decoded bytes differ: this is a bug in lmzip")
+                total += sum(map(len, payloads))
+            self.add(what="frames", method=METHODS[BOTH], raw=len(raw), frame=size, bytes=total)
+
+    def threads(self, raw: bytes) -> None:
+        """Wall time: the machine must be quiet."""
+        for method in (NETWORK, BOTH):
+            for threads in (1, 2):
+                self.frame("threads", raw, method, 16, threads=threads, clock=time.perf_counter)
+
+    def torch(self, steps: int = 40) -> None:
+        """Decoding steps of 16 lanes, the network alone: PyTorch's engine and the native one."""
+        import torch
+
+        from lmzip.torch_engine import TorchEngine
+
+        torch.set_num_threads(1)
+        inputs = np.random.default_rng(1).integers(97, 123, (steps, 16)).astype(np.uint8)
+        ours = _core.Engine(self.engine, 16, 1)
+        theirs = TorchEngine(self.model, "cpu")
+        state = theirs.start(16)
+
+        def speed(step: Callable[[np.ndarray], object]) -> tuple[list[object], str]:
+            start = time.process_time()
+            found = [step(row) for row in inputs]
+            return found, f"{inputs.size / (time.process_time() - start) / 1000:.1f}"
+
+        logits, native_speed = speed(ours.step)
+        expected, torch_speed = speed(lambda row: theirs.step(state, torch.from_numpy(row)))
+        for a, b in zip(logits, expected, strict=True):
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+        for what, kb_s in (("native step", native_speed), ("torch step", torch_speed)):
+            self.add(
+                what=what, method="network", raw=inputs.size, lanes=16, threads=1,
+                decode_kb_s=kb_s, clock="cpu",
+            )  # fmt: skip
+
+
+def plot(rows: list[dict[str, object]], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "lmzip"  # the same picture from the same numbers
+    from matplotlib import pyplot as plt
+
+    def series(what: str, method: str) -> list[dict[str, object]]:
+        return [r for r in rows if r["what"] == what and r["method"] == method]
+
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    for axis, what, key in ((axes[0], "lanes", "lanes"), (axes[1], "windows", "window")):
+        for method in ("network", "network+mixer"):
+            points = series(what, method)
+            x = [float(str(p["decode_kb_s"])) for p in points]
+            y = [8 * int(str(p["bytes"])) / int(str(p["raw"])) for p in points]
+            axis.plot(x, y, marker="o", label=method)
+            for point, x_, y_ in zip(points, x, y, strict=True):
+                axis.annotate(f"{point[key]}", (x_, y_), textcoords="offset points", xytext=(4, 5))
+        axis.set(xlabel="decoding, KB/s on one core", ylabel="bits per byte", title=f"{what}")
+        axis.legend()
+    points = series("frames", "network+mixer")
+    axes[2].semilogx(
+        [int(str(p["frame"])) / 1024 for p in points],
+        [8 * int(str(p["bytes"])) / int(str(p["raw"])) for p in points],
+        base=2, marker="o",
+    )  # fmt: skip
+    axes[2].set(xlabel="frame, KiB", ylabel="bits per byte", title="frames (network+mixer)")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--size", type=int, default=500_000, help="bytes for lanes and windows")
+    parser.add_argument("--frames-size", type=int, default=4 << 20)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    raw = text()
+    bench = Bench(args.repeats)
+    bench.torch()
+    bench.lanes(raw[: args.size])
+    bench.windows(raw[: args.size])
+    bench.threads(raw[: args.size])
+    bench.frames(raw[: args.frames_size])
+    provenance = {
+        "device": device(),
+        "commit": commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": " ".join(["python", *sys.argv]),
+    }
+    with args.results.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*COLUMNS, *provenance])
+        writer.writeheader()
+        writer.writerows(row | provenance for row in bench.rows)
+    if args.plot:
+        plot(bench.rows, args.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmzip import _core
+from lmzip import _core, models
 from lmzip.errors import CorruptError, UnsupportedError
-from lmzip.model_file import Architecture, ExactModel, NgramTable
+from lmzip.model_file import Architecture, ExactModel, NgramTable, load
 from lmzip.reference import ReferenceEngine
 from random_model import random_model, small_architecture
 
@@ -110,6 +110,31 @@ def test_any_cut_lanes_and_threads_give_the_same(
         np.testing.assert_array_equal(logits, expected[:, begin:end])
     for ours, theirs in zip(engine.state()[2], whole.state()[2], strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_bundled_model_equals_the_reference_on_text() -> None:
+    """Real weights, real text, every window full; PyTorch too."""
+    torch = pytest.importorskip("torch")
+    from lmzip.torch_engine import TorchEngine
+
+    info = models.default()
+    assert info is not None
+    model = load(info.path)
+    positions = max(model.architecture.windows) + 40
+    text = (Path(__file__).parent / "data" / "alice29.txt").read_bytes()
+    inputs = np.frombuffer(text[: 3 * positions], np.uint8).reshape(3, positions).copy()
+    reference = ReferenceEngine(model)
+    state = reference.start(3)
+    expected = np.stack([reference.step(state, inputs[:, t]) for t in range(positions)], axis=1)
+    theirs = TorchEngine(model)
+    logits = theirs.prefill(theirs.start(3), torch.from_numpy(inputs))
+    np.testing.assert_array_equal(logits.numpy(), expected)
+    for kernel in KERNELS:
+        engine = _core.Engine(native(model, kernel), 3, 2)
+        first = engine.prefill(np.ascontiguousarray(inputs[:, :-1]))
+        np.testing.assert_array_equal(first, expected[:, :-1], err_msg=kernel)
+        np.testing.assert_array_equal(engine.step(inputs[:, -1].copy()), expected[:, -1])
+        assert_same_state(engine, state)
 
 
 def test_a_lane_does_not_see_its_neighbors() -> None:

@@ -84,6 +84,27 @@ def test_export_is_deterministic_and_kept_by_the_checkpoint(folder):
         np.testing.assert_array_equal(tensor, tensors[name])
 
 
+def test_a_model_can_be_trained_further(folder):
+    train.run(options(folder, "--bytes", "10000"))
+    first = load(folder / "m.safetensors")
+    again = train.export(train.from_model(first))
+    for name, tensor in first.tensors.items():
+        if tensor.dtype == np.float32:
+            np.testing.assert_allclose(again[name], tensor, rtol=3e-7, err_msg=name)
+        else:
+            np.testing.assert_array_equal(again[name], tensor, err_msg=name)
+    args = options(folder, "--bytes", "10000", "--init", str(folder / "m.safetensors"))
+    with pytest.raises(train.TrainingError, match="its own architecture"):
+        train.run(args)
+    args.architecture, args.output = None, folder / "n.safetensors"
+    train.run(args)
+    bpb = [
+        load(folder / f"{name}.safetensors").about["training"]["held_out_bpb"]["files"]
+        for name in "mn"
+    ]
+    assert bpb[1] < bpb[0] - 0.2
+
+
 def test_checkpoints_of_strangers_run_no_code(folder):
     class Evil:
         def __reduce__(self):

@@ -4,7 +4,7 @@ With `quantized` on, every rounding that costs something (weights, embeddings, r
 queries, keys, values) is done in the forward pass and passed over in the backward pass
 (straight-through estimator, Bengio et al. 2013), so that training ends on weights that stand it.
 `export` turns a Network into the integer tensors of docs/numerics.md section 2; it is the only
-place where floats become model integers.
+place where floats become model integers.  `from_model` goes the other way, to train further.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmzip.model_file import Architecture, Array
+from lmzip.model_file import Architecture, Array, ExactModel
 from lmzip.reference import HASH_MULTIPLIER
 
 RESIDUAL_BITS = 12
@@ -310,3 +310,58 @@ def _export_layer(layer: Layer) -> dict[str, Array]:
         "softmax": np.clip(np.rint(factor), 1, 4095).astype(np.int32),
         **{name: s.astype(np.float32) for name, s in scales.items()},
     }
+
+
+# export() scales the products of normalized stages by powers of two; these undo the typical ones,
+# which brings the weights back to the magnitude at which training starts.
+_HEAD_UNSCALE = 2.0**-3
+_UP_UNSCALE = 2.0**-5
+
+
+@torch.no_grad()
+def from_model(model: ExactModel) -> Network:
+    """The inverse of `export`, up to the rounding of scales: a network to train further.
+
+    Its float weights are the integers times their scales, and `export` gives the same integers
+    again.
+    """
+    network, t = Network(model.architecture), model.tensors
+    for name, table, shift in zip(
+        ["byte", *(f"ngram.{i}" for i in range(len(model.architecture.ngrams)))],
+        network.tables(),
+        t["embedding.shift"].tolist(),
+        strict=True,
+    ):
+        table.fraction_bits.fill_(RESIDUAL_BITS - shift)
+        table.weight.copy_(
+            torch.from_numpy(t[f"embedding.{name}"]) * 2.0 ** (shift - RESIDUAL_BITS)
+        )
+    for i, layer in enumerate(network.blocks()):
+        _import_layer(layer, {k.removeprefix(f"layers.{i}."): v for k, v in t.items()})
+    head = (
+        t["head.weight"]
+        * (t["head.scale"].astype(float) / (math.log2(math.e) * 2**LOGIT_BITS))[:, None]
+    )
+    network.head.weight.copy_(torch.from_numpy(head))
+    return network
+
+
+def _import_layer(layer: Layer, t: dict[str, Array]) -> None:
+    a, value_step, unit = layer.a, float(layer.value_step), 2.0**RESIDUAL_BITS
+    heads, kv = a.n_heads * a.head_dim, a.n_kv_heads * a.head_dim
+    scaled = {
+        name: t[f"{name}.weight"] * t[f"{name}.scale"].astype(float)[:, None]
+        for name in ("qkv", "out", "up", "down")
+    }
+    query, key, value = np.split(scaled["qkv"], [heads, heads + kv])
+    for product, weight in (
+        (layer.query, query * _HEAD_UNSCALE),
+        (layer.key, key * _HEAD_UNSCALE),
+        (layer.value, value * value_step),
+        (layer.out, scaled["out"] * (127 * 256) / (value_step * unit)),
+        (layer.up, scaled["up"] * _UP_UNSCALE),
+        (layer.down, scaled["down"] * 255 / (_UP_UNSCALE**2 * unit)),
+    ):
+        product.weight.copy_(torch.from_numpy(weight))
+    factor = math.log2(math.e) * 16 / HEAD_UNITS**2 * 2**16
+    layer.sharpness.copy_(torch.from_numpy(t["softmax"] / factor))

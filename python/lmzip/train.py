@@ -27,14 +27,16 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmzip import models
 from lmzip._version import __version__
 from lmzip.corpus import Corpus, read_files, read_mix
 from lmzip.errors import LmzipError
-from lmzip.model_file import Architecture, NgramTable, parse, serialize
-from lmzip.network import Network, export
+from lmzip.model_file import Architecture, NgramTable, load, parse, serialize
+from lmzip.network import Network, export, from_model
 from lmzip.output import AtomicFile
 
 BITS = 1 / math.log(2)
+INIT_RATE = 0.2  # of what a network from scratch learns with
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SIZES = {
     "tiny": Architecture(64, 2, 2, 1, 32, 256, (32, 128), (NgramTable(2, 12, 0, 64),)),
@@ -348,11 +350,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--architecture", type=Path, help="JSON file with an architecture of your own"
     )
+    parser.add_argument(
+        "--init",
+        metavar="MODEL",
+        help="start from this model (path or name) and keep its architecture",
+    )
     parser.add_argument("--minutes", type=float, help="time to train (default 10)")
     parser.add_argument("--bytes", type=float, help="bytes to train on, instead of a time")
     parser.add_argument("--batch", type=int, default=8, help="rows in a step (%(default)s)")
     parser.add_argument("--length", type=int, default=512, help="bytes in a row (%(default)s)")
-    parser.add_argument("--rate", type=float, default=1.0, help="factor on all learning rates")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        help=f"factor on all learning rates (default 1; {INIT_RATE} with --init)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: all cores)")
@@ -395,13 +406,13 @@ def run(args: argparse.Namespace) -> int:
             torch.set_num_threads(args.threads)
         torch.manual_seed(args.seed)
         corpus = _corpus(args)
-        network = Network(_architecture(args)).to(device)
+        network = _network(args).to(device)
         minutes = args.minutes if args.minutes or args.bytes else 10
         budget = Budget(args.bytes or math.inf, minutes * 60 if minutes else math.inf)
         schedule = Schedule(decay=args.decay_at, quantize=args.quantize_at)
-        job = Run(
-            network, budget, schedule, args.rate, args.seed, _precision(args.precision, device)
-        )
+        rate = args.rate if args.rate is not None else INIT_RATE if args.init else 1.0
+        precision = _precision(args.precision, device)
+        job = Run(network, budget, schedule, rate, args.seed, precision)
         checkpoint = args.checkpoint or args.output.with_name(args.output.name + ".checkpoint")
         if args.resume and checkpoint.exists():
             job.restore(checkpoint, device)
@@ -427,6 +438,7 @@ def write_model(job: Run, corpus: Corpus, args: argparse.Namespace) -> None:
                 {"name": g.name, "weight": g.weight, "bytes": len(g.train), "sha256": g.sha256}
                 for g in corpus.groups
             ],
+            **({"init": models.find(args.init).id.hex()} if args.init else {}),
             "bytes_seen": job.budget.bytes_seen,
             "seconds": round(job.budget.seconds),
             "torch": torch.__version__,
@@ -444,6 +456,14 @@ def _corpus(args: argparse.Namespace) -> Corpus:
     if bool(args.mix) == bool(args.files):
         raise TrainingError("give either training files or a recipe with --mix")
     return read_mix(args.mix) if args.mix else read_files(args.files)
+
+
+def _network(args: argparse.Namespace) -> Network:
+    if args.init is None:
+        return Network(_architecture(args))
+    if args.architecture:
+        raise TrainingError("--init brings its own architecture: leave --architecture out")
+    return from_model(load(models.find(args.init).path))
 
 
 def _architecture(args: argparse.Namespace) -> Architecture:

@@ -6,6 +6,7 @@ the work is in commands.py.
 """
 
 import argparse
+import importlib
 import os
 import shlex
 import signal
@@ -18,6 +19,11 @@ from lmzip._version import __version__
 
 SUFFIX = ".lmz"
 WORDS = ("compress", "decompress", "test", "list")
+TOOLS = {
+    "train": ("lmzip.train", "Train a model on files."),
+    "eval": ("lmzip.evaluate", "Measure compressors on the same data, decoding everything again."),
+    "generate": ("lmzip.generate", "Let a compressor or a model go on with a text."),
+}
 DEFAULTS_VARIABLE = "LMZIP_DEFAULTS"
 
 DESCRIPTION = """\
@@ -29,6 +35,8 @@ Compress, decompress, test or list files.
   lmzip list FILE.lmz...         short: lmzip -l
   lmzip train FILES -o MODEL     make a model for your own kind of data
   lmzip models                   the models that are installed
+  lmzip eval FILES               rates and speeds of compressors, this one among them
+  lmzip generate ...             let a compressor or a model go on with a text
 
 Without FILE, or with -, standard input goes to standard output.
 """
@@ -42,8 +50,8 @@ def main(argv: list[str] | None = None, program: str = "lmzip") -> int:
     """Run one command; return its exit status. `argv` is without the program's name."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        if arguments[:1] == ["train"]:
-            return _train(arguments[1:])
+        if arguments and arguments[0] in TOOLS:
+            return _tool(arguments[0], arguments[1:])
         if arguments[:1] == ["models"]:
             return _models(arguments[1:])
         return _files(arguments, program)
@@ -260,24 +268,26 @@ def _size(text: str) -> int:
     return int(number) << 10 * " KMGT".index(unit or " ")
 
 
-def _train(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="lmzip train", description="Train a model on files.")
+def _tool(word: str, arguments: list[str]) -> int:
+    """A command that is a module of its own, with add_arguments() and run()."""
+    module, description = TOOLS[word]
+    parser = argparse.ArgumentParser(prog=f"lmzip {word}", description=description)
     try:
-        from lmzip import train  # type: ignore[import-not-found,unused-ignore]
+        tool = importlib.import_module(module)
     except ImportError as error:
         if (error.name or "").startswith("lmzip."):
             raise
         print(
-            f"lmzip: train: {error.name or error} is missing; training needs PyTorch: "
+            f"lmzip: {word}: {error.name or error} is missing; training needs PyTorch: "
             "pip install 'lmzip-codec[torch]'",
             file=sys.stderr,
         )
         return 1
-    train.add_arguments(parser)
+    tool.add_arguments(parser)
     from lmzip import commands
 
-    with commands.one_line_errors("train") as outcome:
-        outcome.status = train.run(parser.parse_args(arguments)) or 0
+    with commands.one_line_errors(word) as outcome:
+        outcome.status = tool.run(parser.parse_args(arguments)) or 0
     return outcome.status
 
 

@@ -1,0 +1,181 @@
+"""Compressors to compare with, behind one interface: bytes in, bytes out, and back.
+
+gzip and LZMA2 are of the standard library; PNG needs Pillow, FLAC needs soundfile (libsndfile),
+both of the extra `eval`.  PNG and FLAC take any bytes, as in Delétang et al. 2023: as the rows of
+a grayscale picture 64 wide, and as signed 8-bit samples at 16 kHz.
+"""
+
+import gzip
+import io
+import itertools
+import lzma
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+
+from lmzip.errors import CorruptError, LmzipError
+
+PNG_WIDTH = 64  # the paper's patches are 32 x 64
+FLAC_RATE = 16000
+
+
+class MissingError(LmzipError):
+    """A library that a compressor needs is not installed; the message says how to get it."""
+
+
+@dataclass(frozen=True)
+class Compressor:
+    """`chunks` compresses each chunk on its own; `restore` takes one compressed chunk and its raw
+    size."""
+
+    name: str
+    chunks: Callable[[Sequence[bytes]], list[bytes]]
+    restore: Callable[[Sequence[bytes], Sequence[int]], list[bytes]]
+    header: int = 0  # bytes that every chunk starts with, whatever is in it
+    model_bytes: int = 0
+    parameters: int = 0
+
+
+def _each(compress: Callable[[bytes], bytes]) -> Callable[[Sequence[bytes]], list[bytes]]:
+    return lambda chunks: [compress(chunk) for chunk in chunks]
+
+
+def _restore_each(
+    decompress: Callable[[bytes, int], bytes],
+) -> Callable[[Sequence[bytes], Sequence[int]], list[bytes]]:
+    return lambda blobs, sizes: [
+        decompress(blob, size) for blob, size in zip(blobs, sizes, strict=True)
+    ]
+
+
+def classical(
+    name: str, compress: Callable[[bytes], bytes], decompress: Callable[[bytes, int], bytes]
+) -> Compressor:
+    """The header is what one zero byte compresses to, as in the paper's code."""
+    return Compressor(name, _each(compress), _restore_each(decompress), len(compress(b"\0")))
+
+
+def _png(data: bytes) -> bytes:
+    image = _library("PIL.Image")
+    height = -(-len(data) // PNG_WIDTH)
+    out = io.BytesIO()
+    padded = data.ljust(height * PNG_WIDTH, b"\0")
+    image.frombytes("L", (PNG_WIDTH, max(height, 1)), padded or bytes(PNG_WIDTH)).save(
+        out, "PNG", optimize=True
+    )
+    return out.getvalue()
+
+
+def _from_png(blob: bytes, size: int) -> bytes:
+    data: bytes = _library("PIL.Image").open(io.BytesIO(blob)).tobytes()
+    return data[:size]
+
+
+def _flac(data: bytes) -> bytes:
+    """Samples of 8 bits with a sign, around 128."""
+    import numpy as np
+
+    out = io.BytesIO()
+    samples = (np.frombuffer(data, np.uint8).astype(np.int16) - 128) << 8
+    _library("soundfile").write(out, samples, FLAC_RATE, format="FLAC", subtype="PCM_S8")
+    return out.getvalue()
+
+
+def _from_flac(blob: bytes, size: int) -> bytes:
+    import numpy as np
+
+    samples, _ = _library("soundfile").read(io.BytesIO(blob), dtype="int16")
+    data: bytes = ((samples.astype(np.int32) >> 8) + 128).astype(np.uint8).tobytes()
+    if len(data) != size:
+        raise CorruptError(f"FLAC gave {len(data)} samples back, expected {size}")
+    return data
+
+
+def _library(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ImportError:
+        raise MissingError(
+            f"{name.partition('.')[0]} is not installed: pip install 'lmzip-codec[eval]'"
+        ) from None
+
+
+_CLASSICAL: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes, int], bytes]]] = {
+    "gzip": (
+        lambda data: gzip.compress(data, 9, mtime=0),
+        lambda blob, _: gzip.decompress(blob),
+    ),
+    "lzma": (lzma.compress, lambda blob, _: lzma.decompress(blob)),
+    "png": (_png, _from_png),
+    "flac": (_flac, _from_flac),
+}
+
+
+def names() -> list[str]:
+    """What `named` knows besides presets and models."""
+    return [*_CLASSICAL]
+
+
+def named(name: str) -> Compressor:
+    """gzip, lzma, png, flac; a preset of lmzip; or a model (path or name), alone, without mixing.
+
+    A preset codes each chunk as a file without a name.  A model codes the chunks as lanes, which
+    know nothing of each other: the paper's protocol.  Raises MissingError, ModelMismatchError.
+    """
+    if name in _CLASSICAL:
+        return classical(name, *_CLASSICAL[name])
+    from lmzip.codec import PRESETS
+
+    return _preset(name) if name in PRESETS else _model(name)
+
+
+def _preset(name: str) -> Compressor:
+    from lmzip import compress, decompress, models
+
+    model = models.default()
+    return Compressor(
+        name,
+        _each(lambda data: compress(data, preset=name)),
+        _restore_each(lambda blob, _: decompress(blob)),
+        len(compress(b"", preset=name)),
+        model.size if model and name != "fast" else 0,
+        model.parameters if model and name != "fast" else 0,
+    )
+
+
+def _model(name: str) -> Compressor:
+    from lmzip import _core, models
+    from lmzip.container import MAX_LANES, METHOD_NETWORK
+    from lmzip.model_file import load
+
+    info = models.find(name)
+    model = load(info.path)
+    engine = _core.ExactModel(model.tensors, model.architecture.to_json())
+
+    def runs(count: int, sizes: Sequence[int]) -> list[slice]:
+        """Chunks of one size go through the network together, as the lanes of a frame."""
+        cuts = [i for i in range(1, count) if sizes[i] != sizes[i - 1]]
+        bounds = sorted({0, *range(0, count, MAX_LANES), *cuts, count})
+        return [slice(a, b) for a, b in itertools.pairwise(bounds)]
+
+    def chunks(data: Sequence[bytes]) -> list[bytes]:
+        blobs: list[bytes] = []
+        for run in runs(len(data), [*map(len, data)]):
+            piece = data[run]
+            blobs += _core.encode_frame(
+                engine, b"".join(piece), len(piece), METHOD_NETWORK, 0, 1, "text"
+            )
+        return blobs
+
+    def restore(blobs: Sequence[bytes], sizes: Sequence[int]) -> list[bytes]:
+        out: list[bytes] = []
+        for run in runs(len(blobs), sizes):
+            size = sizes[run.start]
+            raw = _core.decode_frame(
+                engine, blobs[run], size * len(blobs[run]), METHOD_NETWORK, 0, 1, "text"
+            )
+            out += [raw[i : i + size] for i in range(0, len(raw), size)]
+        return out
+
+    return Compressor(info.name, chunks, restore, 0, info.size, info.parameters)

@@ -1,0 +1,156 @@
+"""Rates as the paper counts them, on numbers small enough to check by hand; every row decoded."""
+
+import csv
+import doctest
+import io
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmzip import accounting, baselines, cli, evaluate, generate, models
+from lmzip.errors import CorruptError
+from lmzip.evaluate import Data
+
+TEXT = b"the cat sat on the mat; the dog sat on the log. " * 60  # 2880 bytes
+
+
+def test_the_header_is_counted_once():
+    assert accounting.total_size([120, 130, 125], header=20) == 120 + 110 + 105
+    assert accounting.total_size([50], header=20) == 50
+    assert accounting.total_size([], header=20) == 0
+    with pytest.raises(ValueError, match="cannot hold a header of 20"):
+        accounting.total_size([19, 40], header=20)
+
+
+def test_the_adjusted_rate_counts_the_model():
+    assert accounting.rate(250, 1000) == 0.25
+    assert accounting.adjusted_rate(250, 1000, 100) == 0.35
+    # Table 1 of the paper: 3.2 M parameters on 1 GB add 0.64 of a percent (17.0 -> 17.7, rounded).
+    added = accounting.adjusted_rate(0, 10**9, accounting.paper_model_bytes(3_200_000))
+    assert added == pytest.approx(0.0064)
+    with pytest.raises(ValueError, match="one raw byte"):
+        accounting.rate(1, 0)
+
+
+def test_examples_in_the_docstrings_hold():
+    assert doctest.testmod(accounting).failed == 0
+
+
+@given(st.binary(max_size=70))
+def test_the_ascii_trick_comes_back(chunk):
+    low, top = accounting.ascii_chunk(chunk)
+    assert all(b < 128 for b in low)
+    assert len(top) == (len(chunk) + 7) // 8
+    assert accounting.from_ascii_chunk(low, top) == chunk
+
+
+@pytest.mark.parametrize("name", baselines.names())
+@given(data=st.binary(min_size=1, max_size=300))
+def test_baselines_take_any_bytes(name, data):
+    if name in ("png", "flac"):
+        pytest.importorskip({"png": "PIL", "flac": "soundfile"}[name])
+    compressor = baselines.named(name)
+    assert compressor.restore(compressor.chunks([data, data[:1]]), [len(data), 1]) == [
+        data,
+        data[:1],
+    ]
+
+
+@pytest.mark.parametrize("name", ["gzip", "lzma", "fast", "model"])
+@pytest.mark.parametrize("chunk", [0, 512])
+def test_a_row_is_what_was_coded(name, chunk):
+    info = models.default()
+    compressor = baselines.named(str(info.path) if name == "model" else name)
+    row = evaluate.measure(Data("text", TEXT), compressor, chunk, progress=False)
+    sizes = [len(b) for b in compressor.chunks(Data("text", TEXT).chunks(chunk))]
+    assert len(sizes) == (6 if chunk else 1)  # 5 chunks of 512 and one of 320
+    assert row["coded"] == sum(sizes) - compressor.header * (len(sizes) - 1)
+    half = pytest.approx(0, abs=0.0051)  # of the last digit printed
+    assert float(row["rate_percent"]) - 100 * row["coded"] / 2880 == half
+    model_bytes = info.size if name == "model" else 0
+    assert float(row["adjusted_percent"]) - 100 * (row["coded"] + model_bytes) / 2880 == half
+
+
+def test_other_bytes_are_not_counted():
+    liar = baselines.Compressor("liar", lambda c: [b""] * len(c), lambda b, _: [b"x"] * len(b))
+    with pytest.raises(CorruptError, match="liar gave other bytes back"):
+        evaluate.measure(Data("text", TEXT), liar, 0, progress=False)
+
+
+def test_a_run_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
+    (tmp_path / "text").write_bytes(TEXT)
+    command = ["eval", str(tmp_path / "text"), "--chunk", "0", "--results", str(tmp_path / "r.csv")]
+    assert cli.main([*command, "--compressors", "gzip"]) == 0
+    measured = []
+    original = evaluate.measure
+    monkeypatch.setattr(
+        evaluate, "measure", lambda *a, **k: measured.append(a[1].name) or original(*a, **k)
+    )
+    assert cli.main([*command, "--compressors", "gzip,lzma"]) == 0
+    assert measured == ["lzma"]
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "r.csv").read_text())))
+    assert [r["compressor"] for r in rows] == ["gzip", "lzma"]
+    (tmp_path / "text").write_bytes(TEXT + b"!")  # other data: nothing of it is known
+    assert cli.main([*command, "--compressors", "gzip"]) == 0
+    assert measured == ["lzma", "gzip"]
+    assert "lzma" in capsys.readouterr().out
+
+
+def test_nonsense_is_refused(tmp_path, capsys):
+    (tmp_path / "empty").write_bytes(b"")
+    assert cli.main(["eval", str(tmp_path / "empty")]) == 1
+    assert "is empty" in capsys.readouterr().err
+    assert cli.main(["eval", str(tmp_path / "nothing")]) == 1
+    (tmp_path / "text").write_bytes(TEXT)
+    assert cli.main(["eval", str(tmp_path / "text"), "--compressors", "zip"]) == 1
+    assert "no model is called 'zip'" in capsys.readouterr().err
+    assert cli.main(["eval", str(tmp_path / "text"), "--chunk", "-1"]) == 1
+
+
+# --- generation ---
+
+
+def test_a_compressor_prefers_what_it_can_copy():
+    """After 'the cat sat on the m' LZMA needs fewest bits for the repetition that it has seen."""
+    of = generate.source("lzma")
+    of.feed(TEXT[: 48 * 10 + 20])
+    p = of.probabilities()
+    assert p.shape == (256,)
+    assert p.sum() == pytest.approx(1)
+    assert p[ord("a")] == p.max()
+
+
+def test_a_model_goes_on_with_a_text_and_says_the_same_each_time():
+    name = str(models.default().path)
+    one, two, three = (
+        bytes(generate.generate(generate.source(name), b"The king said to the ", 40, seed=seed))
+        for seed in (1, 1, 2)
+    )
+    assert one == two != three
+    likeliest = bytes(generate.generate(generate.source(name), b"1 2 3 4 5 th", 1, temperature=0))
+    assert likeliest == b"e"
+
+
+def test_feeding_in_pieces_is_feeding_at_once():
+    name = str(models.default().path)
+    whole, pieces = generate.source(name), generate.source(name)
+    whole.feed(b"It was the best of times")
+    for piece in (b"It was ", b"", b"the best of time", b"s"):
+        pieces.feed(piece)
+    np.testing.assert_array_equal(whole.probabilities(), pieces.probabilities())
+
+
+def test_the_command_writes_the_continuation(tmp_path, monkeypatch):
+    (tmp_path / "prompt").write_bytes(b"Once upon a ")
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, write_through=True))
+    model = str(models.default().path)
+    command = ["generate", "--compressor", model, "--prompt", str(tmp_path / "prompt"), "-n", "5"]
+    assert cli.main(command) == 0
+    assert len(out.getvalue()) == 5
+    assert cli.main([*command, "-o", str(tmp_path / "o")]) == 0
+    assert (tmp_path / "o").read_bytes() == b"Once upon a " + out.getvalue()
+    assert cli.main([*command, "--temperature", "-1"]) == 1

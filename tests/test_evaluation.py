@@ -74,6 +74,11 @@ def test_a_row_is_what_was_coded(name, chunk):
     assert float(row["adjusted_percent"]) - 100 * (row["coded"] + model_bytes) / 2880 == half
 
 
+def test_a_chunk_smaller_than_the_header_takes_its_place():
+    odd = baselines.Compressor("odd", lambda _: [b"abc", b"ab"], lambda _, __: [b"x", b"y"], 3)
+    assert evaluate.measure(Data("xy", b"xy"), odd, 1, progress=False)["coded"] == 5 - 2
+
+
 def test_other_bytes_are_not_counted():
     liar = baselines.Compressor("liar", lambda c: [b""] * len(c), lambda b, _: [b"x"] * len(b))
     with pytest.raises(CorruptError, match="liar gave other bytes back"):

@@ -76,7 +76,9 @@ def measure(data: Data, compressor: Compressor, chunk: int, *, progress: bool) -
             sizes += map(len, blobs)
             done = min(len(sizes) * (chunk or len(data.raw)), len(data.raw))
             line.update(done, done, sum(sizes))
-    raw, coded = len(data.raw), accounting.total_size(sizes, compressor.header)
+    # FLAC says "silence" in fewer bytes than "one sample of 0": no chunk is less than its header.
+    header = min(compressor.header, *sizes)
+    raw, coded = len(data.raw), accounting.total_size(sizes, header)
     paper = accounting.paper_model_bytes(compressor.parameters)
     return {
         "data": data.name,

@@ -3,8 +3,6 @@
 
 #include <cstring>
 
-#include "aligned.h"
-
 namespace lmzip {
 namespace {
 
@@ -35,49 +33,14 @@ void multiply(const MatrixView& m, const void* x, size_t rows, int32_t* out, uin
   }
 }
 
-// One product with every kind of input, of a shape with a tail of rows, against the portable one.
-[[maybe_unused]] bool equals_portable(const DotKernel& kernel) {
-  constexpr size_t kRows = 7, kOutputs = 3 * kOutputStep, kInputs = 5 * kInputStep;
-  AlignedArray<int8_t> weights(kOutputs * kInputs), packed(kOutputs * kInputs);
-  AlignedArray<int32_t> row_sums(kOutputs), expected(kRows * kOutputs), found(kRows * kOutputs);
-  AlignedArray<uint8_t> scratch(scratch_bytes(kRows, kInputs));
-  AlignedArray<int8_t> x8(kRows * kInputs);
-  AlignedArray<int16_t> x14(kRows * kInputs);
-  for (size_t i = 0; i < weights.size(); ++i) {
-    weights[i] = static_cast<int8_t>(static_cast<int>(i * i * 31 % 255) - 127);
-    row_sums[i / kInputs] += weights[i];
-  }
-  for (size_t i = 0; i < x8.size(); ++i) {
-    x8[i] = static_cast<int8_t>(static_cast<int>(i * i * 57 % 255) - 127);
-    x14[i] = static_cast<int16_t>(static_cast<int>(i * i * 77 % 16383) - 8191);
-  }
-  for (const Input input : {Input::kInt8, Input::kUint8, Input::kInt14}) {
-    const void* x = input == Input::kInt14 ? static_cast<const void*>(x14.data()) : x8.data();
-    MatrixView m = {input, kOutputs, kInputs, weights.data(), row_sums.data()};
-    kDotPortable.multiply(m, x, kRows, expected.data(), scratch.data());
-    kernel.pack(weights.data(), kOutputs, kInputs, input, packed.data());
-    m.packed = packed.data();
-    kernel.multiply(m, x, kRows, found.data(), scratch.data());
-    if (std::memcmp(expected.data(), found.data(), found.size() * sizeof(int32_t)) != 0)
-      return false;
-  }
-  return true;
-}
-
 }  // namespace
 
 const DotKernel kDotPortable = {pack, multiply};
 
 const DotKernel& dot_kernel([[maybe_unused]] Kernel kernel) {
 #if defined(__x86_64__)
-  if (kernel == Kernel::kVnni) {
-    static const bool equal = equals_portable(kDotVnni);
-    if (equal) return kDotVnni;
-  }
-  if (kernel == Kernel::kAvxVnni) {
-    static const bool equal = equals_portable(kDotAvxVnni);
-    if (equal) return kDotAvxVnni;
-  }
+  if (kernel == Kernel::kVnni) return kDotVnni;
+  if (kernel == Kernel::kAvxVnni) return kDotAvxVnni;
   if (kernel >= Kernel::kAvx2) return kDotAvx2;
 #elif defined(__aarch64__)
   if (kernel >= Kernel::kDotprod) return kDotDotprod;

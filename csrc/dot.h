@@ -47,9 +47,7 @@ struct DotKernel {
 // Enough for every kernel: two bytes an input.
 inline constexpr size_t scratch_bytes(size_t rows, size_t inputs) { return 2 * rows * inputs; }
 
-// The best kernel for `kernel`: its own, or that of the next lower level.  A kernel that is newer
-// than the machines it could be tested on is first compared with the portable one, and passed over
-// if it is not equal.
+// The best kernel for `kernel`: its own, or that of the next lower level.
 const DotKernel& dot_kernel(Kernel kernel);
 
 extern const DotKernel kDotPortable;

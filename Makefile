@@ -9,10 +9,10 @@ CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help build test check lint native cross compilers pytest demo vectors signature bench fuzz clean
+.PHONY: help build test check lint native cross compilers pytest demo vectors signature bench engine-bench fuzz clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The environment with all tools, PyTorch included.  Made anew when its inputs change.
 $(VENV)/ready: pyproject.toml constraints-dev.txt
@@ -89,6 +89,14 @@ bench: build ## the coder beside constriction and torchac; results in bench/resu
 	mkdir -p bench/results
 	$(VENV)/bin/python -m pytest bench/test_coder.py --benchmark-timer=time.process_time \
 	  --benchmark-sort=name --results bench/results/coder.csv
+
+engine-bench: ## where the time of the exact engine goes, against this core's int8 limit
+	cmake -S . -B build/release -DLMZIP_PYTHON=OFF
+	cmake --build build/release --parallel --target lmzip_core
+	$(CXX) -std=c++20 -O3 -DNDEBUG -ffp-contract=off -I csrc -I tests/native -o build/engine_bench \
+	  bench/native/engine_bench.cpp build/release/liblmzip_core.a -lpthread
+	build/engine_bench small
+	build/engine_bench default
 
 fuzz: build ## the properties with ten thousand examples each
 	HYPOTHESIS_PROFILE=deep $(VENV)/bin/python -m pytest -k "hypothesis or fuzz or property"

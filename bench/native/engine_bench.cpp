@@ -1,10 +1,9 @@
 // engine_bench.cpp: where the time of the exact engine goes, on one core, in CPU time.
 //
-//   g++ -std=c++20 -O3 -DNDEBUG -ffp-contract=off -I csrc -I tests/native -o build/engine_bench
-//     bench/native/engine_bench.cpp build/native-release/liblmzip_core.a
+//   make engine-bench
 //   build/engine_bench [small|default] [ROWS...]
 //
-// (make engine-bench builds and runs it.)  Models have random weights in the shapes of the bundled
+// Models have random weights in the shapes of the bundled
 // ones.  All is measured in the same run, the rounds interleaved, medians taken:
 //   limit     int8 multiply-adds of this core without any memory access, 2 operations each
 //   products  the products of one step alone, one after the other, as the engine calls them
@@ -67,6 +66,17 @@ __attribute__((target("avx512f,avx512vnni"))) void limit_vnni(int rounds) {
             : "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11");
   }
 }
+__attribute__((target("avx2"))) void limit_avx_vnni(int rounds) {
+  for (int i = 0; i < rounds; ++i) {
+    asm volatile(
+        "%{vex%} vpdpbusd %%ymm0, %%ymm1, %%ymm2\n %{vex%} vpdpbusd %%ymm0, %%ymm1, %%ymm3\n"
+        "%{vex%} vpdpbusd %%ymm0, %%ymm1, %%ymm4\n %{vex%} vpdpbusd %%ymm0, %%ymm1, %%ymm5\n"
+        "%{vex%} vpdpbusd %%ymm0, %%ymm1, %%ymm6\n %{vex%} vpdpbusd %%ymm0, %%ymm1, %%ymm7\n"
+        "%{vex%} vpdpbusd %%ymm0, %%ymm1, %%ymm8\n %{vex%} vpdpbusd %%ymm0, %%ymm1, %%ymm9\n"
+        "%{vex%} vpdpbusd %%ymm0, %%ymm1, %%ymm10\n %{vex%} vpdpbusd %%ymm0, %%ymm1, %%ymm11\n" ::
+            : "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11");
+  }
+}
 // The AVX2 form of an exact int8 product: vpsignb, vpmaddubsw, vpmaddwd, vpaddd.
 __attribute__((target("avx2"))) void limit_avx2(int rounds) {
 #define LMZIP_CHAIN(s, t)                                                       \
@@ -87,6 +97,8 @@ Item limit_item(Kernel kernel) {
 #if defined(__x86_64__)
   if (kernel == Kernel::kVnni)
     return {"limit", [] { limit_vnni(kRounds); }, kRounds * 10 * 128.0, {}};
+  if (kernel == Kernel::kAvxVnni)
+    return {"limit", [] { limit_avx_vnni(kRounds); }, kRounds * 10 * 64.0, {}};
   if (kernel >= Kernel::kAvx2)
     return {"limit", [] { limit_avx2(kRounds); }, kRounds * 4 * 64.0, {}};
 #endif
@@ -126,14 +138,19 @@ class Bench {
   }
 
  private:
-  // Operations of the products of one step.
+  // int8 operations of a row; 14-bit inputs are two products.
+  static double operations(const Product& p) {
+    const double passes = p.weight.input == Input::kInt14 ? 2 : 1;
+    return passes * 2 * static_cast<double>(p.weight.outputs * p.weight.inputs);
+  }
+
+  // Of the products of one step.
   double products() const {
-    double weights = 0;
+    double sum = operations(model_.head());
     for (const Layer& layer : model_.layers())
       for (const Product* p : {&layer.qkv, &layer.out, &layer.up, &layer.down})
-        weights += static_cast<double>(p->weight.outputs * p->weight.inputs);
-    weights += static_cast<double>(model_.head().weight.outputs * model_.head().weight.inputs);
-    return 2 * weights * static_cast<double>(rows_);
+        sum += operations(*p);
+    return sum * static_cast<double>(rows_);
   }
 
   void step() {
@@ -187,7 +204,7 @@ class Bench {
       const size_t count = std::min(rows_, kTileRows);
       items_.push_back({name,
                         [this, p = p, count] { multiply(*p, count); },
-                        2.0 * static_cast<double>(p->weight.outputs * p->weight.inputs * count),
+                        operations(*p) * static_cast<double>(count),
                         {}});
     }
   }

@@ -1,0 +1,100 @@
+"""The command as its users run it: wall time, CPU time and peak memory of whole processes.
+
+    python bench/whole.py --results bench/results/whole.csv [--model FILE]... [--size 4194304]
+
+Compresses and restores texts of some sizes (enwik8 from byte 95,000,000 on, never trained on) with
+`lmzip -T N`; every output is compared.  Median of --repeats.  Wall times want a quiet machine.
+"""
+
+import argparse
+import csv
+import lzma
+import os
+import statistics
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from conftest import commit, device
+
+ROOT = Path(__file__).resolve().parents[1]
+ENWIK8 = Path(os.environ.get("LMZIP_DATA", ROOT.parent / "shared" / "data")) / "open" / "enwik8.xz"
+LMZIP = Path(sys.executable).parent / "lmzip"
+
+
+def child(*arguments: str) -> tuple[float, float, float]:
+    """Wall seconds, CPU seconds, peak MiB of one run; SystemExit if it fails."""
+    start = time.perf_counter()
+    pid = os.posix_spawn(LMZIP, [str(LMZIP), *arguments], os.environ)
+    _, status, usage = os.wait4(pid, 0)
+    wall = time.perf_counter() - start
+    if status != 0:
+        raise SystemExit(f"lmzip {' '.join(arguments)}: exit status {status}")
+    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def measure(raw: bytes, model: str, threads: int, options: list[str], repeats: int) -> dict:
+    common = ["-q", "-f", "-T", str(threads), *(["--model", model] if model else [])]
+    with tempfile.TemporaryDirectory() as name:
+        source, packed, restored = (Path(name) / part for part in ("raw", "packed.lmz", "restored"))
+        source.write_bytes(raw)
+        encode = [child(*common, *options, str(source), "-o", str(packed)) for _ in range(repeats)]
+        decode = [child(*common, "-d", str(packed), "-o", str(restored)) for _ in range(repeats)]
+        if restored.read_bytes() != raw:
+            raise AssertionError("the restored bytes differ: this is a bug in lmzip")
+        size = packed.stat().st_size
+    row: dict[str, object] = {
+        "raw": len(raw),
+        "threads": threads,
+        "options": " ".join(options),
+        "model": Path(model).stem if model else "bundled",
+        "bytes": size,
+    }
+    for what, runs in (("encode", encode), ("decode", decode)):
+        wall, cpu, memory = (statistics.median(column) for column in zip(*runs, strict=True))
+        row |= {
+            f"{what}_seconds": f"{wall:.3f}",
+            f"{what}_cpu_seconds": f"{cpu:.3f}",
+            f"{what}_kb_s": f"{len(raw) / wall / 1000:.1f}",
+            f"{what}_peak_mib": f"{memory:.0f}",
+        }
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--model", action="append", default=[], help="besides the bundled one")
+    parser.add_argument("--size", type=int, default=4 << 20, help="bytes of the long text")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    text = lzma.decompress(ENWIK8.read_bytes())[95_000_000:]
+    rows = []
+    for model in ["", *args.model]:
+        for size, threads, options in (
+            (1_000, 2, []),
+            (10_000, 2, []),
+            (100_000, 2, []),
+            (args.size, 1, []),
+            (args.size, 2, []),
+            (args.size, 2, ["--preset", "network"]),
+            (args.size, 2, ["--preset", "fast"]),
+        ):
+            rows.append(measure(text[:size], model, threads, options, args.repeats))
+            print(rows[-1], file=sys.stderr, flush=True)
+    provenance = {
+        "device": f"{device()}, {os.cpu_count()} cores",
+        "commit": commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": " ".join(["python", *sys.argv]),
+    }
+    with args.results.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *provenance])
+        writer.writeheader()
+        writer.writerows(row | provenance for row in rows)
+
+
+if __name__ == "__main__":
+    main()

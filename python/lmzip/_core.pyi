@@ -105,6 +105,36 @@ class Engine:
         self,
     ) -> tuple[int, NDArray[np.int64], list[NDArray[np.int8]], list[NDArray[np.int8]]]: ...
 
+# --- pretrained models: csrc/py_llama.cpp ---
+
+class LlamaModel:
+    def __init__(self, tensors: dict[str, NDArray[Any]], architecture: dict[str, Any]) -> None: ...
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def memory(self) -> int: ...
+
+class LlamaEngine:
+    def __init__(self, model: LlamaModel, lanes: int, positions: int) -> None: ...
+    def feed(self, tokens: NDArray[np.uint32], by_step: bool = False) -> NDArray[np.int32]: ...
+    def state(
+        self,
+    ) -> tuple[
+        int,
+        list[NDArray[np.int8]],
+        list[NDArray[np.int8]],
+        list[NDArray[np.float32]],
+        list[NDArray[np.float32]],
+    ]: ...
+
+def encode_tokens(
+    model: LlamaModel, lanes: Sequence[Sequence[int]], threads: int
+) -> list[bytes]: ...
+def decode_tokens(
+    model: LlamaModel, payloads: Sequence[bytes], raw_size: int, threads: int
+) -> bytes: ...
+def token_memory(model: LlamaModel, raw_size: int, lanes: int) -> int: ...
+
 MixerProfile: TypeAlias = Literal["text", "binary", "strong"]
 
 def encode_frame(

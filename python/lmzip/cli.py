@@ -35,6 +35,7 @@ Compress, decompress, test or list files.
   lmzip list FILE.lmz...         short: lmzip -l
   lmzip train FILES -o MODEL     make a model for your own kind of data
   lmzip models                   the models that are installed
+  lmzip models import SOURCE     install a pretrained language model
   lmzip eval FILES               rates and speeds of compressors, this one among them
   lmzip generate ...             let a compressor or a model go on with a text
 
@@ -292,9 +293,33 @@ def _tool(word: str, arguments: list[str]) -> int:
 
 
 def _models(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="lmzip models", description="List installed models.")
+    if arguments[:1] == ["import"]:
+        return _import_model(arguments[1:])
+    parser = argparse.ArgumentParser(
+        prog="lmzip models",
+        description="List installed models.",
+        epilog="lmzip models import SOURCE: install a pretrained language model",
+    )
     parser.add_argument("--json", action="store_true", help="as JSON")
     options = parser.parse_args(arguments)
     from lmzip import commands
 
     return commands.list_models(as_json=options.json)
+
+
+def _import_model(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="lmzip models import",
+        description="Make an exact model of a checkpoint: a GGUF file, or a Hugging Face folder "
+        "with config.json, *.safetensors and tokenizer.json.",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a .gguf file or a folder")
+    parser.add_argument(
+        "-o", "--output", metavar="NAME", help="a name in the model folder, or a .safetensors file"
+    )
+    parser.add_argument("--window", type=_count, metavar="N", help="tokens of context (1024)")
+    parser.add_argument("-f", "--force", action="store_true", help="overwrite")
+    options = parser.parse_args(arguments)
+    from lmzip import commands
+
+    return commands.import_model(options)

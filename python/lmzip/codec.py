@@ -19,6 +19,7 @@ from lmzip.container import (
     METHOD_NETWORK_MIXER,
     METHOD_ORDER0,
     METHOD_STORED,
+    METHOD_TOKENS,
     MODEL_METHODS,
     TABLE_METHODS,
     FrameHeader,
@@ -115,11 +116,18 @@ def _native(request: CodecRequest) -> FrameCodec:
     return NativeCodec(request)
 
 
+def _tokens(request: CodecRequest) -> FrameCodec:
+    from lmzip.token_codec import TokenCodec
+
+    return TokenCodec(request)
+
+
 _FACTORIES: dict[int, Callable[[CodecRequest], FrameCodec]] = {
     METHOD_NETWORK: _network,
     METHOD_MIXER: _native,
     METHOD_NETWORK_MIXER: _native,
     METHOD_ORDER0: _order0,
+    METHOD_TOKENS: _tokens,
 }
 
 
@@ -144,6 +152,8 @@ PRESETS = {
         Preset("order0", ((METHOD_ORDER0, 0),), 0, 1 << 20, 1),  # for tests
     )
 }
+# With a pretrained model, whatever the preset: the mixer takes what is no text.
+TOKEN_CODINGS = ((METHOD_TOKENS, 0), (METHOD_MIXER, 2))
 LEVELS = {
     level: "fast" if level < 4 else "default" if level < 7 else "best" for level in range(1, 10)
 }
@@ -200,9 +210,10 @@ class Codecs:
     def for_preset(self, preset: Preset) -> list[FrameCodec]:
         """The codecs to choose from when encoding; order 0 where no better one is built in."""
         model = self.model or models.default()
+        codings = TOKEN_CODINGS if model is not None and model.is_token_model else preset.codings
         wanted = [
             (method, profile)
-            for method, profile in preset.codings
+            for method, profile in codings
             if method in _FACTORIES and (model or method not in MODEL_METHODS)
         ]
         if not wanted:

@@ -131,6 +131,31 @@ def list_models(*, as_json: bool) -> int:
     return outcome.status
 
 
+def import_model(options: Namespace) -> int:
+    """Make an exact model of a checkpoint, in the model folder unless a file is named."""
+    with one_line_errors("models import") as outcome:
+        from lmzip import import_model, llama_model
+
+        source = Path(options.source)
+        model = import_model.import_checkpoint(
+            source, window=options.window or import_model.DEFAULT_WINDOW
+        )
+        name = options.output or model.name
+        path = Path(name)
+        if os.sep not in name and not name.endswith(models.SUFFIX):
+            path = models.store() / f"{name}{models.SUFFIX}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+        about = model.about | {"name": path.stem}
+        with AtomicFile(path, overwrite=options.force) as file:
+            file.write(llama_model.serialize(model.architecture, model.tensors, about))
+        found = models.read(path)
+        print(
+            f"{printable(found.name)}  {found.id.hex()[:16]}  {found.parameters:,} parameters  "
+            f"{human_size(found.size)}  {printable(found.licence) or 'licence not stated'}  {path}"
+        )
+    return outcome.status
+
+
 # ---- one file ---------------------------------------------------------------------------------
 
 

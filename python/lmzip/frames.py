@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from lmzip.codec import Codecs, FrameCodec, frame_memory, lanes_for
-from lmzip.container import METHOD_STORED, FrameHeader, Parser, StreamHeader, Trailer
+from lmzip.container import METHOD_STORED, METHOD_TOKENS, FrameHeader, Parser, StreamHeader, Trailer
 from lmzip.errors import CorruptError, LmzipError
 
 READ_SIZE = 1 << 20
 SAMPLES, SAMPLE_SIZE = 16, 2048  # places of a frame, and bytes at each, by which it is judged
+FEW_SAMPLES = 4  # where a pretrained model would take seconds for more
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -106,13 +107,14 @@ def choose_codec(data: bytes, codecs: Sequence[FrameCodec]) -> FrameCodec:
     """Return the codec that makes samples of the frame smallest, the first among equals."""
     if len(codecs) == 1:
         return codecs[0]
-    sample = b"".join(_samples(data)) if len(data) > SAMPLES * SAMPLE_SIZE else data
+    count = FEW_SAMPLES if any(c.method == METHOD_TOKENS for c in codecs) else SAMPLES
+    sample = b"".join(_samples(data, count)) if len(data) > count * SAMPLE_SIZE else data
     return min(codecs, key=lambda codec: sum(map(len, codec.encode_frame(sample, 1))))
 
 
-def _samples(data: bytes) -> Iterator[bytes]:
-    for i in range(SAMPLES):
-        start = i * (len(data) - SAMPLE_SIZE) // (SAMPLES - 1)
+def _samples(data: bytes, count: int = SAMPLES) -> Iterator[bytes]:
+    for i in range(count):
+        start = i * (len(data) - SAMPLE_SIZE) // (count - 1)
         yield data[start : start + SAMPLE_SIZE]
 
 

@@ -172,7 +172,7 @@ def parse(data: bytes) -> ExactModel:
     an impossible architecture), CorruptError (tensors that are not what the architecture says),
     LimitError.
     """
-    document = _document(data)
+    document = read_document(data)
     if document.get("format") != FORMAT:
         raise UnsupportedError(
             f"model file: format {document.get('format')!r}; this lmzip reads {FORMAT!r}"
@@ -187,7 +187,7 @@ def parse(data: bytes) -> ExactModel:
     return ExactModel(architecture, tensors, about, hashlib.sha256(data).digest())
 
 
-def _document(data: bytes) -> dict[str, Any]:
+def read_document(data: bytes) -> dict[str, Any]:
     """The JSON document in the safetensors metadata."""
     if len(data) > MAX_FILE_SIZE:
         raise LimitError(f"model file: {len(data)} bytes; at most {MAX_FILE_SIZE}")

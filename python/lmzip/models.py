@@ -22,6 +22,7 @@ from lmzip.container import MAX_LABEL_SIZE, MODEL_ID_SIZE, ModelRef
 from lmzip.errors import LmzipError, ModelMismatchError, UnsupportedError
 
 SUFFIX = ".safetensors"
+TOKEN_FORMAT = "lmzip-llama-1"  # llama_model.py, which needs NumPy
 MAX_JSON_SIZE = 1 << 24
 BUNDLED = Path(__file__).parent / "models"
 
@@ -37,6 +38,7 @@ class ModelInfo:
     licence: str
     size: int
     mtime_ns: int
+    is_token_model: bool = False  # one of llama_model.py: its frames have a method of their own
 
     @property
     def id(self) -> bytes:
@@ -61,9 +63,14 @@ class ModelInfo:
 
 def folders() -> list[Path]:
     """The folders that are searched, in this order."""
-    data_home = os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser()
     listed = os.environ.get("LMZIP_MODEL_PATH", "").split(os.pathsep)
-    return [BUNDLED, *(Path(name) for name in listed if name), Path(data_home) / "lmzip" / "models"]
+    return [BUNDLED, *(Path(name) for name in listed if name), store()]
+
+
+def store() -> Path:
+    """The folder of the user's own models."""
+    data_home = os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser()
+    return Path(data_home) / "lmzip" / "models"
 
 
 def available() -> Iterator[ModelInfo]:
@@ -146,6 +153,7 @@ def _read(path: Path, mtime_ns: int, size: int) -> ModelInfo:
         licence=str(about.get("licence") or about.get("license") or ""),
         size=size,
         mtime_ns=mtime_ns,
+        is_token_model=about.get("format") == TOKEN_FORMAT,
     )
 
 

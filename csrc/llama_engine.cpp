@@ -1,0 +1,319 @@
+// llama_engine.cpp: see llama_engine.h.  The order and the names are those of
+// docs/numerics-llama.md.
+#include "llama_engine.h"
+
+#include <algorithm>
+#include <bit>
+#include <cassert>
+#include <cmath>
+#include <cstring>
+
+namespace lmzip {
+
+struct LlamaCache::Shape {
+  std::vector<Layer> layers;
+  size_t lane_size = 0;
+
+  Shape(const LlamaModel& model, size_t positions) {
+    const LlamaArchitecture& a = model.arch();
+    for (const LlamaLayer& layer : model.layers()) {
+      const size_t sink_slots = round_up(layer.sinks, kLlamaSlotStep);
+      const size_t ring = std::max<size_t>(std::min(layer.window, positions), 1);
+      const size_t slots = sink_slots + round_up(ring, kLlamaSlotStep);
+      layers.push_back({layer.sinks, sink_slots, ring, slots, lane_size});
+      lane_size += a.n_kv_heads * slots * (2 * a.head_dim + 2 * sizeof(float));
+    }
+    lane_size = round_up(lane_size, kCacheLine);
+  }
+};
+
+LlamaCache::LlamaCache(const LlamaModel& model, size_t lanes, size_t positions)
+    : lanes_(lanes), head_dim_(model.arch().head_dim), kv_heads_(model.arch().n_kv_heads) {
+  Shape shape(model, positions);
+  layers_ = std::move(shape.layers);
+  lane_size_ = shape.lane_size;
+  data_ = AlignedArray<int8_t>(lanes * lane_size_);
+}
+
+size_t LlamaCache::memory(const LlamaModel& model, size_t lanes, size_t positions) {
+  return lanes * Shape(model, positions).lane_size;
+}
+
+// A head: keys, values, scales of the keys, scales of the values; each a multiple of a cache line.
+LlamaHeadCache LlamaCache::head(size_t lane, size_t layer, size_t kv_head) {
+  assert(lane < lanes_ && kv_head < kv_heads_);
+  const Layer& l = layers_[layer];
+  const size_t size = l.slots * (2 * head_dim_ + 2 * sizeof(float));
+  int8_t* at = data_.data() + lane * lane_size_ + l.start + kv_head * size;
+  auto* scales = reinterpret_cast<float*>(at + 2 * l.slots * head_dim_);
+  return {at, at + l.slots * head_dim_, scales, scales + l.slots};
+}
+
+size_t LlamaCache::slot(size_t layer, uint32_t position) const {
+  const Layer& l = layers_[layer];
+  return position < l.sinks ? position : l.sink_slots + (position - l.sinks) % l.ring;
+}
+
+struct LlamaWorkspace::Sizes {
+  size_t rows, d_model, inputs, outputs, qkv, head_dim, scores;
+
+  Sizes(const LlamaModel& model, size_t row_count) {
+    const LlamaArchitecture& a = model.arch();
+    rows = row_count;
+    d_model = a.d_model;
+    head_dim = a.head_dim;
+    const size_t heads = a.n_heads * a.head_dim;
+    qkv = heads + 2 * a.n_kv_heads * a.head_dim;
+    inputs = std::max({a.d_model, heads, a.d_ff});
+    outputs = std::max({qkv, a.d_model, 2 * a.d_ff, kHeadBlock});
+    size_t window = 0;
+    for (const size_t w : a.windows) window = std::max(window, w);
+    scores = llama_attention_scratch(round_up(window, kLlamaSlotStep) + kLlamaSlotStep);
+  }
+
+  size_t memory() const {
+    const size_t row = d_model * 4 + 4 + inputs * 6 + outputs * 4;
+    return rows * row + head_dim * 12 + qkv * 4 + scores * 4 + scratch_bytes(rows, inputs);
+  }
+};
+
+LlamaWorkspace::LlamaWorkspace(const Sizes& s)
+    : x(s.rows * s.d_model),
+      r(s.rows),
+      y(s.rows * s.inputs),
+      q(s.rows * s.inputs),
+      acc(s.rows * s.outputs),
+      rotation(2 * s.head_dim),
+      u(s.qkv),
+      t(s.head_dim),
+      queries(2 * s.head_dim),
+      scores(s.scores),
+      scratch(scratch_bytes(s.rows, s.inputs)) {}
+
+LlamaWorkspace::LlamaWorkspace(const LlamaModel& model, size_t rows)
+    : LlamaWorkspace(Sizes(model, rows)) {}
+
+size_t LlamaWorkspace::memory(const LlamaModel& model, size_t rows) {
+  return Sizes(model, rows).memory();
+}
+
+// One call of llama_forward().
+class LlamaForward {
+ public:
+  LlamaForward(const LlamaModel& model, std::span<const LlamaRow> rows, LlamaCache& cache,
+               LlamaWorkspace& workspace)
+      : model_(model),
+        arch_(model.arch()),
+        stages_(model.stages()),
+        d_(model.arch().d_model),
+        heads_(model.arch().n_heads * model.arch().head_dim),
+        rows_(rows),
+        cache_(cache),
+        w_(workspace) {}
+
+  void run(int32_t* logits, LayerGate* gate) {
+    embed();
+    for (size_t i = 0; i < arch_.n_layers; ++i) {
+      const LlamaLayer& layer = model_.layers()[i];
+      normalize(layer.attention_norm, layer.qkv);
+      multiply(layer.qkv);
+      if (gate != nullptr) gate->enter(i);
+      for (size_t row = 0; row < rows_.size(); ++row) attend(i, layer, row);
+      if (gate != nullptr) gate->leave(i);
+      project(layer);
+      feed_forward(layer);
+    }
+    make_logits(logits);
+  }
+
+ private:
+  int32_t* x(size_t row) { return w_.x.data() + row * d_; }
+  int32_t* acc(const Product& product, size_t row) {
+    return w_.acc.data() + row * product.weight.outputs;
+  }
+
+  void multiply(const Product& product) {
+    model_.dot().multiply(product.weight.view(), w_.q.data(), rows_.size(), w_.acc.data(),
+                          w_.scratch.data());
+  }
+
+  // y (inputs) with the largest magnitude m -> the row's input of the product; returns r.
+  float quantize(const float* y, float m, const Product& product, size_t row) {
+    const size_t n = product.weight.inputs;
+    if (product.weight.input == Input::kInt8)
+      return stages_.quantize(y, m, 127, n, reinterpret_cast<int8_t*>(w_.q.data()) + row * n);
+    return stages_.quantize(y, m, wide_limit(n, 8191), n, w_.q.data() + row * n);
+  }
+
+  void embed() {
+    for (size_t i = 0; i < rows_.size(); ++i) {
+      const uint32_t token = rows_[i].token;
+      assert(token < arch_.vocabulary);
+      stages_.embed(model_.embedding(token), model_.embedding_scale(token) * 0x1p14f, d_, x(i));
+    }
+  }
+
+  void normalize(const AlignedArray<float>& gain, const Product& product) {
+    for (size_t i = 0; i < rows_.size(); ++i) {
+      const float m = stages_.scale(x(i), gain.data(), d_, w_.y.data());
+      w_.r[i] = quantize(w_.y.data(), m, product, i) * root_mean_scale(x(i));
+    }
+  }
+
+  // 1 / the root mean square of a residual row.
+  float root_mean_scale(const int32_t* row) const {
+    int32_t m = 0;
+    for (size_t i = 0; i < d_; ++i) m = std::max(m, row[i] < 0 ? -row[i] : row[i]);
+    const int s = std::max(0, static_cast<int>(std::bit_width(static_cast<uint32_t>(m))) - 24);
+    int64_t sum = arch_.epsilon >> 2 * s;
+    for (size_t i = 0; i < d_; ++i) sum += int64_t{row[i] >> s} * (row[i] >> s);
+    return std::sqrt(static_cast<float>(d_) / static_cast<float>(std::max<int64_t>(sum, 1))) *
+           std::ldexp(1.0f, -s);
+  }
+
+  void attend(size_t i, const LlamaLayer& layer, size_t row) {
+    const uint32_t t = rows_[row].position;
+    stages_.heads(acc(layer.qkv, row), w_.r[row] * 4096.0f, layer.qkv.scale.data(),
+                  layer.qkv_bias.data(), layer.qkv.weight.outputs, w_.u.data());
+    const size_t half = arch_.head_dim / 2;
+    int32_t* rotation = w_.rotation.data();
+    model_.rotation(t, rotation, rotation + half);
+    const auto end = static_cast<uint32_t>(layer.window + layer.sinks - 1);
+    if (t > end) model_.rotation(end, rotation + 2 * half, rotation + 3 * half);
+    remember(i, layer, row);
+    float* p = w_.y.data() + row * heads_;
+    for (size_t h = 0; h < arch_.n_heads; ++h)
+      attend_head(i, layer, row, h, t > end, p + h * arch_.head_dim);
+  }
+
+  // A head's channels of u to 14 bits; returns its scale.
+  float level(const int32_t* u, const AlignedArray<float>& norm) {
+    const size_t d = arch_.head_dim;
+    auto* y = reinterpret_cast<float*>(w_.scores.data());
+    const float m = stages_.scale(u, norm.size() != 0 ? norm.data() : nullptr, d, y);
+    const float r = stages_.quantize(y, m, 8191, d, w_.t.data());
+    if (norm.size() == 0) return r * 0x1p-12f;
+    int64_t sum = arch_.head_epsilon;
+    for (size_t c = 0; c < d; ++c) sum += int64_t{u[c]} * u[c];
+    return r * std::sqrt(static_cast<float>(d) / static_cast<float>(std::max<int64_t>(sum, 1)));
+  }
+
+  float rotate(float scale, const int32_t* rotation, int8_t* out) {
+    const size_t half = arch_.head_dim / 2;
+    const int32_t m = stages_.rotate(w_.t.data(), rotation, rotation + half, half, out);
+    return scale * 0x1p-14f * (static_cast<float>(m) / 127.0f);
+  }
+
+  // The row's keys and values, into their slot of the cache.
+  void remember(size_t i, const LlamaLayer& layer, size_t row) {
+    const size_t d = arch_.head_dim, slot = cache_.slot(i, rows_[row].position);
+    int8_t* q = w_.queries.data();
+    for (size_t g = 0; g < arch_.n_kv_heads; ++g) {
+      const LlamaHeadCache head = cache_.head(rows_[row].lane, i, g);
+      const int32_t* key = w_.u.data() + heads_ + g * d;
+      head.key_scales[slot] = rotate(level(key, layer.k_norm), w_.rotation.data(), q);
+      int8_t* to = head.keys + slot / 16 * 16 * d + slot % 16 * 4;
+      for (size_t c = 0; c < d; c += 4) std::memcpy(to + 16 * c, q + c, 4);
+
+      auto* y = reinterpret_cast<float*>(w_.scores.data());
+      const float m = stages_.scale(key + arch_.n_kv_heads * d, nullptr, d, y);
+      head.value_scales[slot] = stages_.quantize(y, m, 127, d, q) * 0x1p-12f;
+      to = head.values + slot / 4 * 4 * d + slot % 4;
+      for (size_t c = 0; c < d; ++c) to[4 * c] = q[c];
+    }
+  }
+
+  void attend_head(size_t i, const LlamaLayer& layer, size_t row, size_t h, bool turned, float* p) {
+    const size_t d = arch_.head_dim, t = rows_[row].position;
+    int8_t *near = w_.queries.data(), *far = near + d;
+    const float scale = level(w_.u.data() + h * d, layer.q_norm);
+    const float near_scale = rotate(scale, w_.rotation.data(), near);
+    float far_scale = near_scale;
+    if (turned) {
+      far_scale = rotate(scale, w_.rotation.data() + d, far);
+    } else {
+      far = near;
+    }
+    const size_t g = h * arch_.n_kv_heads / arch_.n_heads;
+    const LlamaHeadCache head = cache_.head(rows_[row].lane, i, g);
+    const size_t seen = t + 1;
+    const LlamaAttention view = {head.keys,
+                                 head.values,
+                                 head.key_scales,
+                                 head.value_scales,
+                                 std::min(seen, layer.sinks),
+                                 cache_.sink_slots(i),
+                                 std::min(seen - std::min(seen, layer.sinks), layer.window),
+                                 d,
+                                 wide_limit(layer.window + layer.sinks, 16383),
+                                 far,
+                                 near,
+                                 far_scale * model_.softmax(),
+                                 near_scale * model_.softmax()};
+    stages_.attend(view, w_.scores.data(), p);
+  }
+
+  void project(const LlamaLayer& layer) {
+    for (size_t row = 0; row < rows_.size(); ++row) {
+      const float* p = w_.y.data() + row * heads_;
+      w_.r[row] = quantize(p, stages_.largest(p, heads_), layer.out, row);
+    }
+    multiply(layer.out);
+    for (size_t row = 0; row < rows_.size(); ++row) add(layer.out, row, w_.r[row] * 0x1p14f);
+  }
+
+  void add(const Product& product, size_t row, float r) {
+    stages_.add(acc(product, row), r, product.scale.data(), d_, x(row));
+  }
+
+  void feed_forward(const LlamaLayer& layer) {
+    const size_t d_ff = arch_.d_ff;
+    normalize(layer.mlp_norm, layer.gate_up);
+    multiply(layer.gate_up);
+    const float* scale = layer.gate_up.scale.data();
+    for (size_t row = 0; row < rows_.size(); ++row) {
+      const int32_t* sums = acc(layer.gate_up, row);
+      const float m = stages_.gate(sums, sums + d_ff, w_.r[row], scale, scale + d_ff,
+                                   model_.sigmoid(), d_ff, w_.y.data());
+      w_.r[row] = quantize(w_.y.data(), m, layer.down, row) * w_.r[row] * 0.25f;
+    }
+    multiply(layer.down);
+    for (size_t row = 0; row < rows_.size(); ++row) add(layer.down, row, w_.r[row]);
+  }
+
+  void make_logits(int32_t* logits) {
+    const size_t vocabulary = arch_.vocabulary;
+    normalize(model_.head_norm(), model_.head()[0]);
+    for (size_t block = 0; block < model_.head().size(); ++block) {
+      const Product& head = model_.head()[block];
+      const size_t begin = block * kHeadBlock, size = std::min(kHeadBlock, vocabulary - begin);
+      multiply(head);
+      for (size_t row = 0; row < rows_.size(); ++row) {
+        // A padded block would write past the row: through the sums it can be done in place.
+        int32_t* sums = acc(head, row);
+        stages_.logits(sums, w_.r[row], head.scale.data(), head.weight.outputs, sums);
+        std::copy_n(sums, size, logits + row * vocabulary + begin);
+      }
+    }
+    for (size_t row = 0; row < rows_.size(); ++row) {
+      for (const uint32_t id : model_.unused_tokens())
+        logits[row * vocabulary + id] = -kLlamaLogitMax;
+    }
+  }
+
+  const LlamaModel& model_;
+  const LlamaArchitecture& arch_;
+  const LlamaStages& stages_;
+  const size_t d_, heads_;
+  const std::span<const LlamaRow> rows_;
+  LlamaCache& cache_;
+  LlamaWorkspace& w_;
+};
+
+void llama_forward(const LlamaModel& model, std::span<const LlamaRow> rows, LlamaCache& cache,
+                   LlamaWorkspace& workspace, int32_t* logits, LayerGate* gate) {
+  assert(rows.size() <= kLlamaRows);
+  if (!rows.empty()) LlamaForward(model, rows, cache, workspace).run(logits, gate);
+}
+
+}  // namespace lmzip

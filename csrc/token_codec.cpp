@@ -1,0 +1,265 @@
+// token_codec.cpp: see token_codec.h.
+#include "token_codec.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "distribution.h"
+#include "errors.h"
+#include "llama_engine.h"
+#include "range_coder.h"
+
+namespace lmzip {
+namespace {
+
+constexpr int kByteBits = 8;  // a raw byte: one of 256, all alike
+
+// What stands before a symbol's successor: its token, or the escape.
+uint32_t input_of(const LlamaModel& model, uint32_t symbol) {
+  return symbol < model.arch().vocabulary ? symbol : model.arch().escape;
+}
+
+// --- encoding ---
+
+// Lets the bands of a lane pass each layer one after the other, though different threads work on
+// them.
+class LaneProgress final : public LayerGate {
+ public:
+  LaneProgress(Job& job, size_t thread, std::atomic<uint32_t>* done, uint32_t begin, uint32_t end)
+      : job_(job), thread_(thread), done_(done), begin_(begin), end_(end) {}
+
+  void enter(size_t layer) override {
+    job_.wait(thread_, [&] { return done_[layer].load(std::memory_order_acquire) == begin_; });
+  }
+  void leave(size_t layer) override { done_[layer].store(end_, std::memory_order_release); }
+
+ private:
+  Job& job_;
+  size_t thread_;
+  std::atomic<uint32_t>* done_;  // (n_layers + 1): positions that have passed; the last: coded
+  uint32_t begin_, end_;
+};
+
+// The work is a list of tasks, a band of positions of a lane each, lane by lane; threads take them
+// in this order.  So when a task of lane i starts, unfinished ones are among the last `threads`,
+// and the lanes before i - threads are done: their caches may be used again.
+class TokenEncoder {
+ public:
+  TokenEncoder(const LlamaModel& model, std::span<const std::vector<uint32_t>> lanes,
+               size_t threads)
+      : model_(model),
+        lanes_(lanes),
+        gates_per_lane_(model.arch().n_layers + 1),
+        gates_(lanes.size() * gates_per_lane_),
+        coders_(lanes.size()) {
+    size_t longest = 0;
+    for (size_t lane = 0; lane < lanes.size(); ++lane) {
+      longest = std::max(longest, lanes[lane].size());
+      for (size_t begin = 0; begin < lanes[lane].size(); begin += kLlamaRows)
+        tasks_.push_back({lane, begin});
+    }
+    threads_ = std::clamp<size_t>(threads, 1, std::max<size_t>(tasks_.size(), 1));
+    cache_lanes_ = std::min(lanes.size(), threads_ + 1);
+    cache_.emplace_back(model, cache_lanes_, longest);
+  }
+
+  Payloads run(Interrupt interrupt) {
+    Job job(std::move(interrupt));
+    run_threads(job, threads_, [&](size_t thread) { work(job, thread); });
+    Payloads payloads;
+    for (RangeEncoder& coder : coders_) payloads.push_back(coder.finish());
+    return payloads;
+  }
+
+ private:
+  struct Task {
+    size_t lane, begin;
+  };
+
+  void work(Job& job, size_t thread) {
+    LlamaWorkspace workspace(model_, kLlamaRows);
+    AlignedArray<int32_t> logits(kLlamaRows * model_.arch().vocabulary);
+    for (size_t i; (i = next_task_.fetch_add(1)) < tasks_.size();) {
+      job.check(thread);
+      encode_band(job, thread, tasks_[i], workspace, logits.data());
+    }
+  }
+
+  void encode_band(Job& job, size_t thread, const Task& task, LlamaWorkspace& workspace,
+                   int32_t* logits) {
+    const std::vector<uint32_t>& symbols = lanes_[task.lane];
+    const size_t begin = task.begin, end = std::min(begin + kLlamaRows, symbols.size());
+    LlamaRow rows[kLlamaRows];
+    for (size_t t = begin; t < end; ++t) {
+      const uint32_t token = t == 0 ? model_.arch().start : input_of(model_, symbols[t - 1]);
+      rows[t - begin] = {static_cast<uint32_t>(task.lane % cache_lanes_), static_cast<uint32_t>(t),
+                         token};
+    }
+    LaneProgress gate(job, thread, &gates_[task.lane * gates_per_lane_],
+                      static_cast<uint32_t>(begin), static_cast<uint32_t>(end));
+    llama_forward(model_, {rows, end - begin}, cache_[0], workspace, logits, &gate);
+
+    const size_t vocabulary = model_.arch().vocabulary;
+    Distribution distribution;
+    Interval intervals[kLlamaRows];
+    for (size_t t = begin; t < end; ++t) {
+      distribution.assign(RowKind::kLogits, logits + (t - begin) * vocabulary, vocabulary);
+      intervals[t - begin] =
+          distribution.interval(symbols[t] < vocabulary ? symbols[t] : model_.arch().escape);
+    }
+    RangeEncoder& coder = coders_[task.lane];
+    gate.enter(model_.arch().n_layers);
+    for (size_t t = begin; t < end; ++t) {
+      coder.encode(intervals[t - begin].lo, intervals[t - begin].freq, kFreqBits);
+      if (symbols[t] >= vocabulary)
+        coder.encode(static_cast<uint32_t>(symbols[t] - vocabulary), 1, kByteBits);
+    }
+    gate.leave(model_.arch().n_layers);
+  }
+
+  const LlamaModel& model_;
+  const std::span<const std::vector<uint32_t>> lanes_;
+  const size_t gates_per_lane_;
+  std::vector<std::atomic<uint32_t>> gates_;  // (lanes, n_layers + 1)
+  std::vector<RangeEncoder> coders_;          // (lanes)
+  std::vector<Task> tasks_;
+  std::atomic<size_t> next_task_{0};
+  size_t threads_, cache_lanes_;
+  std::vector<LlamaCache> cache_;  // one
+};
+
+void check_symbols(const LlamaModel& model, std::span<const std::vector<uint32_t>> lanes) {
+  const size_t vocabulary = model.arch().vocabulary;
+  for (const std::vector<uint32_t>& lane : lanes) {
+    for (const uint32_t s : lane) {
+      if (s < vocabulary ? model.token(s).empty() : s >= vocabulary + 256)
+        throw std::invalid_argument("symbol " + std::to_string(s) + " stands for no bytes");
+    }
+  }
+}
+
+// --- decoding ---
+
+// Each thread decodes a group of neighboring lanes, one token of each in every step; the groups
+// have nothing in common.
+class TokenDecoder {
+ public:
+  TokenDecoder(const LlamaModel& model, std::span<const std::span<const uint8_t>> payloads,
+               std::span<uint8_t> raw, size_t threads)
+      : model_(model),
+        coders_(payloads.begin(), payloads.end()),
+        cache_(model, payloads.size(), (raw.size() + payloads.size() - 1) / payloads.size()),
+        groups_(std::clamp<size_t>(threads, 1, std::min(payloads.size(), kMaxThreads))) {
+    const size_t stride = (raw.size() + payloads.size() - 1) / payloads.size();
+    for (size_t lane = 0; lane < payloads.size(); ++lane) {
+      const size_t begin = std::min(lane * stride, raw.size());
+      rest_.push_back(raw.subspan(begin, std::min(stride, raw.size() - begin)));
+    }
+  }
+
+  void run(Interrupt interrupt) {
+    Job job(std::move(interrupt));
+    run_threads(job, groups_, [&](size_t group) { decode_group(job, group); });
+    for (size_t lane = 0; lane < coders_.size(); ++lane) {
+      if (coders_[lane].end() != StreamEnd::kExact)
+        throw corrupt(lane, "is not the encoding of what it decodes to");
+    }
+  }
+
+ private:
+  static CorruptError corrupt(size_t lane, const char* what) {
+    return CorruptError("the payload of lane " + std::to_string(lane) + " " + what +
+                        "; the file is damaged");
+  }
+
+  void decode_group(Job& job, size_t group) {
+    const size_t begin = coders_.size() * group / groups_;
+    const size_t end = coders_.size() * (group + 1) / groups_;
+    std::vector<LlamaRow> rows;
+    for (size_t lane = begin; lane < end; ++lane) {
+      if (!rest_[lane].empty())
+        rows.push_back({static_cast<uint32_t>(lane), 0, model_.arch().start});
+    }
+    const size_t block = std::clamp<size_t>(rows.size(), 1, kLlamaRows);
+    LlamaWorkspace workspace(model_, block);
+    AlignedArray<int32_t> logits(block * model_.arch().vocabulary);
+    Distribution distribution;
+    for (uint32_t t = 0; !rows.empty(); ++t) {
+      job.check(group);
+      for (size_t first = 0; first < rows.size(); first += block) {
+        const std::span some(rows.data() + first, std::min(block, rows.size() - first));
+        llama_forward(model_, some, cache_, workspace, logits.data());
+        for (size_t i = 0; i < some.size(); ++i) {
+          distribution.assign(RowKind::kLogits, logits.data() + i * model_.arch().vocabulary,
+                              model_.arch().vocabulary);
+          some[i].token = decode_symbol(some[i].lane, distribution);
+          some[i].position = t + 1;
+        }
+      }
+      if (t % 64 == 0) check_truncation(begin, end);
+      std::erase_if(rows, [&](const LlamaRow& row) { return rest_[row.lane].empty(); });
+    }
+  }
+
+  // Puts a symbol's bytes; returns the next input.
+  uint32_t decode_symbol(size_t lane, const Distribution& distribution) {
+    RangeDecoder& coder = coders_[lane];
+    const FoundSymbol found = distribution.find(coder.peek(kFreqBits));
+    coder.consume(found.interval.lo, found.interval.freq, kFreqBits);
+    const auto token = static_cast<uint32_t>(found.symbol);
+    if (token == model_.arch().escape) {
+      const uint32_t byte = coder.peek(kByteBits);
+      coder.consume(byte, 1, kByteBits);
+      const auto value = static_cast<uint8_t>(byte);
+      put(lane, {&value, 1});
+    } else {
+      put(lane, model_.token(token));
+    }
+    return token;
+  }
+
+  void put(size_t lane, std::span<const uint8_t> bytes) {
+    if (bytes.empty() || bytes.size() > rest_[lane].size())
+      throw corrupt(lane, "holds a token that cannot be there");
+    std::memcpy(rest_[lane].data(), bytes.data(), bytes.size());
+    rest_[lane] = rest_[lane].subspan(bytes.size());
+  }
+
+  // Damaged payloads often end early; there is no need to decode the rest of the frame then.
+  void check_truncation(size_t begin, size_t end) const {
+    for (size_t lane = begin; lane < end; ++lane) {
+      if (coders_[lane].truncated()) throw corrupt(lane, "ends before its bytes do");
+    }
+  }
+
+  const LlamaModel& model_;
+  std::vector<RangeDecoder> coders_;      // (lanes)
+  std::vector<std::span<uint8_t>> rest_;  // (lanes): bytes that are still to be decoded
+  LlamaCache cache_;
+  const size_t groups_;
+};
+
+}  // namespace
+
+Payloads encode_tokens(const LlamaModel& model, std::span<const std::vector<uint32_t>> lanes,
+                       size_t threads, Interrupt interrupt) {
+  check_symbols(model, lanes);
+  return TokenEncoder(model, lanes, std::min(threads, kMaxThreads)).run(std::move(interrupt));
+}
+
+void decode_tokens(const LlamaModel& model, std::span<const std::span<const uint8_t>> payloads,
+                   std::span<uint8_t> raw, size_t threads, Interrupt interrupt) {
+  if (payloads.empty()) throw std::invalid_argument("a frame has at least one lane");
+  TokenDecoder(model, payloads, raw, threads).run(std::move(interrupt));
+}
+
+size_t token_memory(const LlamaModel& model, size_t raw_size, size_t lanes) {
+  // Threads round up the rows that are worked on, to twice as many as lanes at most.
+  const size_t row = LlamaWorkspace::memory(model, 1) + model.arch().vocabulary * sizeof(int32_t);
+  return LlamaCache::memory(model, lanes, (raw_size + lanes - 1) / lanes) + 2 * lanes * row +
+         lanes * 256 + raw_size;
+}
+
+}  // namespace lmzip

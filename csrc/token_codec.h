@@ -1,0 +1,34 @@
+// token_codec.h: whole frames <-> payloads, one token of a pretrained model at a time.
+//
+// A frame of n bytes and L lanes is cut into pieces of ceil(n / L) bytes, the last ones shorter or
+// empty; each has its own range coder and payload, and no lane knows another.  A lane is a row of
+// symbols, each a token or a raw byte behind an escape, that spell the lane's bytes; it ends when
+// they are complete.  Specified in docs/format.md, method 5.  Payloads do not depend on the number
+// of threads.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "frame_codec.h"  // Payloads
+#include "llama_model.h"
+#include "parallel.h"
+
+namespace lmzip {
+
+// One row of symbols for each lane: tokens that have bytes, or vocabulary + b for the byte b.
+// Throws std::invalid_argument for any other symbol, and what the interrupt throws.
+Payloads encode_tokens(const LlamaModel& model, std::span<const std::vector<uint32_t>> lanes,
+                       size_t threads, Interrupt interrupt = {});
+
+// One payload for each lane, at least one.  Any payloads are safe; throws CorruptError if one of
+// them is not the encoding of what was decoded from it.
+void decode_tokens(const LlamaModel& model, std::span<const std::span<const uint8_t>> payloads,
+                   std::span<uint8_t> raw, size_t threads, Interrupt interrupt = {});
+
+// Bytes that decoding takes at most beside raw bytes, payloads and model, for any number of
+// threads.
+size_t token_memory(const LlamaModel& model, size_t raw_size, size_t lanes);
+
+}  // namespace lmzip

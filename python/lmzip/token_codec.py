@@ -1,0 +1,59 @@
+"""The frame codec of pretrained language models: tokens in, docs/format.md method 5."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from lmzip import _core, llama_model
+from lmzip.codec import CodecRequest
+from lmzip.container import METHOD_TOKENS
+from lmzip.errors import UnsupportedError
+from lmzip.tokenization import Tokenizer
+
+
+class _Opened:
+    """A model packed for this machine's kernel, and its tokenizer once something is encoded."""
+
+    def __init__(self, path: Path, model_id: bytes) -> None:
+        model = llama_model.parse(path.read_bytes())
+        if model.model_id != model_id:
+            raise UnsupportedError(f"{path} has changed since its header was read; run again")
+        self.native = _core.LlamaModel(model.tensors, model.architecture.to_native())
+        self._tokens, self._document = model.tokens, model.tokenizer
+        self._tokenizer: Tokenizer | None = None
+
+    def symbols(self, data: bytes) -> list[int]:
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer(self._tokens, self._document)
+        return self._tokenizer.encode(data)
+
+
+@lru_cache(maxsize=2)
+def _open_model(path: Path, model_id: bytes) -> _Opened:
+    return _Opened(path, model_id)
+
+
+class TokenCodec:
+    """A FrameCodec (codec.py).  Encoding needs the tokenizers library, decoding does not."""
+
+    method, table_bits, profile = METHOD_TOKENS, 0, 0
+
+    def __init__(self, request: CodecRequest) -> None:
+        assert request.model is not None
+        self.model_id, self.model_name = request.model.id, request.model.name
+        self._threads = request.threads
+        self._model = _open_model(request.model.path, request.model.id)
+
+    def memory_needed(self, raw_size: int, lanes: int) -> int:
+        return _core.token_memory(self._model.native, raw_size, lanes)
+
+    def encode_frame(self, data: memoryview | bytes, lanes: int) -> list[bytes]:
+        stride = -(-len(data) // lanes)
+        pieces = [bytes(data[i * stride : (i + 1) * stride]) for i in range(lanes)]
+        symbols = [self._model.symbols(piece) for piece in pieces]
+        with self._threads.take() as threads:
+            return _core.encode_tokens(self._model.native, symbols, threads)
+
+    def decode_frame(self, payloads: Sequence[bytes], raw_size: int) -> bytes:
+        with self._threads.take() as threads:
+            return _core.decode_tokens(self._model.native, payloads, raw_size, threads)

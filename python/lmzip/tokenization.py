@@ -1,0 +1,172 @@
+"""Bytes -> symbols of a language model -> the same bytes, for any bytes.
+
+A symbol below the vocabulary's size is a token, and stands for that token's bytes; one above it,
+vocabulary + b, is the raw byte b (an escape, docs/format.md method 5).  The way from bytes to
+symbols is free: every row of symbols that spells the bytes decodes.  So the tokenizers library is
+asked for good tokens, checked, and helped where it drops or changes anything.  The way back is a
+table in the model file; special tokens have no bytes there, and are never written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from lmzip.errors import LmzipError, UnsupportedError
+
+# Invalid UTF-8, as the error handler "surrogateescape" shows it.
+_BROKEN = re.compile("([\udc80-\udcff]+)")
+_PIECE = 1 << 16  # characters that are tokenized at once: bounds the work of a retry
+
+
+class Tokenizer:
+    """Bytes to symbols.  tokens: the bytes of each token, empty for those that must not be used.
+
+    Raises LmzipError where the tokenizers library is missing.
+    """
+
+    def __init__(self, tokens: list[bytes], document: str) -> None:
+        try:
+            from tokenizers import Tokenizer as Library
+        except ImportError as error:
+            raise LmzipError(
+                f"{error.name or error} is missing; compressing with this model needs it: "
+                "pip install 'lmzip-codec[llm]' (decompressing does not)"
+            ) from None
+        self._tokens = tokens
+        self._library = Library.from_str(document)
+        self._single = {token[0]: i for i, token in enumerate(tokens) if len(token) == 1}
+
+    def encode(self, data: bytes) -> list[int]:
+        """Symbols that spell `data`."""
+        symbols: list[int] = []
+        for text in _pieces(data.decode("utf-8", "surrogateescape")):
+            if _BROKEN.match(text):
+                symbols += self._spell(text.encode("utf-8", "surrogateescape"))
+            else:
+                self._encode_text(text, symbols)
+        return symbols
+
+    def _encode_text(self, text: str, symbols: list[int]) -> None:
+        """Ask the library; where its tokens do not spell the text, ask for the halves."""
+        wanted = text.encode()
+        found = self._library.encode(text, add_special_tokens=False).ids
+        if self._spells(found, wanted):
+            symbols += found
+        elif len(text) == 1:
+            symbols += self._spell(wanted)
+        else:
+            middle = len(text) // 2
+            self._encode_text(text[:middle], symbols)
+            self._encode_text(text[middle:], symbols)
+
+    def _spells(self, found: list[int], wanted: bytes) -> bool:
+        if any(i >= len(self._tokens) or not self._tokens[i] for i in found):
+            return False
+        return b"".join([self._tokens[i] for i in found]) == wanted
+
+    def _spell(self, data: bytes) -> list[int]:
+        return [self._single.get(b, len(self._tokens) + b) for b in data]
+
+
+def spell(symbols: list[int], tokens: list[bytes]) -> bytes:
+    """The bytes that symbols stand for."""
+    n = len(tokens)
+    return b"".join([tokens[s] if s < n else bytes([s - n]) for s in symbols])
+
+
+def _pieces(text: str) -> Iterator[str]:
+    for part in _BROKEN.split(text):
+        for begin in range(0, len(part), _PIECE):
+            yield part[begin : begin + _PIECE]
+
+
+# ---- import: a tokenizer.json -> one that changes nothing, and the bytes of its tokens ---------
+
+
+def plain_document(document: dict[str, Any]) -> dict[str, Any]:
+    """The document without what would change or interpret text: special tokens (whose names may
+    occur in a text), templates, truncation, Unicode normalization, a prefixed space."""
+    out = dict(document)
+    out["added_tokens"] = [t for t in document.get("added_tokens") or [] if not t["special"]]
+    for name in ("post_processor", "decoder", "truncation", "padding"):
+        out[name] = None
+    out["normalizer"] = _only_replacements(document.get("normalizer"))
+    out["pre_tokenizer"] = _without_prefix(document.get("pre_tokenizer"))
+    return out
+
+
+def _only_replacements(step: Any) -> Any:
+    if not step:
+        return None
+    steps = step["normalizers"] if step["type"] == "Sequence" else [step]
+    kept = [s for s in steps if s["type"] == "Replace"]
+    return {"type": "Sequence", "normalizers": kept} if kept else None
+
+
+def _without_prefix(step: Any) -> Any:
+    if not step:
+        return None
+    out = dict(step)
+    if out["type"] == "Sequence":
+        out["pretokenizers"] = [_without_prefix(s) for s in out["pretokenizers"]]
+    if out["type"] == "Metaspace":
+        out |= {"prepend_scheme": "never"}
+        out.pop("add_prefix_space", None)
+    if out["type"] == "ByteLevel":
+        out["add_prefix_space"] = False
+    return out
+
+
+def token_bytes(document: dict[str, Any], size: int) -> list[bytes]:
+    """The bytes of each of `size` tokens of a tokenizer.json; empty for special ones.
+
+    Raises UnsupportedError for a kind of tokenizer whose tokens are not simply bytes.
+    """
+    model = document["model"]
+    if model.get("type") not in ("BPE", None):
+        raise UnsupportedError(f"tokenizer: {model.get('type')!r}; only BPE is supported")
+    kinds = json.dumps([document.get("pre_tokenizer"), document.get("decoder")])
+    if '"ByteLevel"' in kinds:
+        to_bytes = _byte_level
+    elif model.get("byte_fallback"):
+        to_bytes = _sentencepiece
+    else:
+        raise UnsupportedError("tokenizer: neither byte-level BPE nor BPE with byte fallback")
+    tokens = [b""] * size
+    special = set()
+    for t in document.get("added_tokens") or []:
+        if t["special"]:
+            special.add(t["content"])
+        elif t["id"] < size:
+            tokens[t["id"]] = t["content"].encode()
+    for text, i in model["vocab"].items():
+        if i < size and text not in special and not tokens[i]:
+            tokens[i] = to_bytes(text)
+    return tokens
+
+
+def byte_symbols() -> dict[str, int]:
+    """The characters by which byte-level BPE writes bytes (GPT-2): printable ones stand for
+    themselves, the others, in order, for U+0100 and so on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_SYMBOLS = byte_symbols()
+
+
+def _byte_level(text: str) -> bytes:
+    try:
+        return bytes([_BYTE_SYMBOLS[c] for c in text])
+    except KeyError:
+        return b""
+
+
+def _sentencepiece(text: str) -> bytes:
+    if re.fullmatch("<0x[0-9A-F]{2}>", text):
+        return bytes([int(text[3:5], 16)])
+    return text.replace("\u2581", " ").encode()

@@ -1,0 +1,100 @@
+"""Llama models with random weights, for tests of the engines: small, and with everything.
+
+Weights and scales are such that queries, values and the residual stream have the sizes of real
+models: logits of a few bits, attention over a few octaves.
+"""
+
+import json
+import math
+
+import numpy as np
+
+from lmzip.import_model import rotary_cosine, sigmoid_table
+from lmzip.llama_model import LlamaArchitecture, LlamaModel, check
+from lmzip.model_file import Array
+from lmzip.tokenization import byte_symbols
+
+VOCABULARY = 300
+
+
+def small_llama(**changes: object) -> LlamaArchitecture:
+    """The least that has everything: two layers, grouped heads, windows, sinks."""
+    fields: dict[str, object] = {
+        "vocabulary": VOCABULARY,
+        "d_model": 64,
+        "n_layers": 2,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "head_dim": 32,
+        "d_ff": 96,
+        "windows": (5, 24),
+        "sinks": (2, 4),
+        "epsilon": 1e-5,
+    }
+    return LlamaArchitecture(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def random_llama(architecture: LlamaArchitecture, seed: int) -> LlamaModel:
+    """A model that llama_model.check() accepts; the same arguments give the same model."""
+    rng = np.random.default_rng(seed)
+    tensors: dict[str, Array] = {}
+    for name, (dtype, shape) in architecture.tensors().items():
+        tensors[name] = _tensor(architecture, rng, name, dtype, shape)
+    tokens = token_table(architecture)
+    tensors["tokens.size"] = np.array([len(t) for t in tokens], np.uint16)
+    tensors["tokens.bytes"] = np.frombuffer(b"".join(tokens), np.uint8)
+    tensors["tokenizer"] = np.frombuffer(json.dumps(tokenizer(tokens)).encode(), np.uint8)
+    check(architecture, tensors)
+    return LlamaModel(architecture, tensors, {"name": f"random-llama-{seed}"})
+
+
+def _tensor(
+    a: LlamaArchitecture, rng: np.random.Generator, name: str, dtype: str, shape: tuple[int, ...]
+) -> Array:
+    if dtype == "int8":
+        return np.clip(np.rint(rng.normal(0, 40, shape)), -127, 127).astype(np.int8)
+    if name.endswith("norm"):
+        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    if name.endswith(".bias"):
+        return rng.integers(-4096, 4097, shape).astype(np.int32)
+    if name == "softmax":
+        return np.float32([32 * math.log2(math.e) / math.sqrt(a.head_dim)])
+    if name == "sigmoid":
+        return sigmoid_table()
+    if name == "rotary.frequency":
+        turns = 10000.0 ** (-np.arange(shape[0]) / shape[0]) / (2 * math.pi)
+        return np.rint(turns * 2.0**32).astype(np.uint32)
+    if name == "rotary.cosine":
+        return rotary_cosine()
+    if name == "tokens.size":
+        return np.zeros(shape, np.uint16)
+    inputs = {"out": a.n_heads * a.head_dim, "down": a.d_ff}.get(name.split(".")[-2], a.d_model)
+    unit = {"embedding": 1 / 40, "head": 500 / 40 / math.sqrt(inputs)}.get(
+        name.split(".")[0], 1 / 40 / math.sqrt(inputs)
+    )
+    return (unit * rng.uniform(0.7, 1.4, shape)).astype(np.float32)
+
+
+def token_table(a: LlamaArchitecture) -> list[bytes]:
+    """Token 0 is special; most bytes; then pairs of letters.  Some bytes cannot be spelled."""
+    tokens = [b"", *(bytes([b]) for b in range(256) if b not in (4, 6, 0xC0, 0xFF))]
+    pairs = [a + b for a in (b"e", b"t", b" ", b"a") for b in (b"e", b"t", b" ", b"a", b"n")]
+    tokens += pairs[: max(0, a.vocabulary - len(tokens))]
+    return (tokens + [b""] * a.vocabulary)[: a.vocabulary]
+
+
+def tokenizer(tokens: list[bytes]) -> dict[str, object]:
+    """A byte-level tokenizer.json of these tokens."""
+    symbols = {b: c for c, b in byte_symbols().items()}
+    vocab = {"".join(symbols[b] for b in t): i for i, t in enumerate(tokens) if t}
+    merges = [f"{text[0]} {text[1]}" for text in vocab if len(text) == 2]
+    pre = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": pre,
+        "post_processor": None,
+        "decoder": None,
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+    }

@@ -1,0 +1,323 @@
+"""Imported checkpoints say what transformers says of them, and what cannot be imported is named.
+
+The only tolerance in the tests of pretrained models is here: between a float model and its exact
+int8 form.
+"""
+
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lmzip import _core, cli, import_model, llama_model, models
+from lmzip.errors import LmzipError, UnsupportedError
+from lmzip.import_model import Checkpoint, import_checkpoint, quantize, read_checkpoint
+from lmzip.llama_model import LlamaModel
+from random_llama import VOCABULARY, small_llama, token_table, tokenizer
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "intermediate_size": 96,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.12,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {"rms_norm_eps": 1e-5}),
+    "llama, tied": ("Llama", {"tie_word_embeddings": True}),
+    "llama, scaled": ("Llama", {"rope_parameters": LLAMA3}),
+    "llama, linear": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+    ),
+    "mistral, window": ("Mistral", {"sliding_window": 8}),
+    "qwen2, biases": ("Qwen2", {}),
+    "qwen2, windows in the upper layers": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+    ),
+    "qwen3, norms of queries and keys": ("Qwen3", {}),
+}
+POSITIONS = 40
+
+
+def documents() -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    document = tokenizer(token_table(small_llama()))
+    document["added_tokens"] = [{"id": 0, "content": "<s>", "special": True, **flags}]
+    document["model"]["vocab"]["<s>"] = 0
+    return document
+
+
+def folder_of(tmp_path: Path, family: str, changes: dict[str, Any]) -> tuple[Path, Any]:
+    """A random checkpoint on disk, and the float model."""
+    torch = pytest.importorskip("torch", reason="PyTorch is missing")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformers = pytest.importorskip("transformers", reason="transformers is missing")
+        config = getattr(transformers, f"{family}Config")(**SHAPE | changes)
+        torch.manual_seed(5)
+        model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+        with torch.no_grad():
+            for name, p in model.named_parameters():  # random everywhere, norms and biases too
+                if name.endswith("norm.weight"):
+                    p.uniform_(0.5, 1.5)
+                if name.endswith(".bias"):
+                    p.normal_(0, 0.5)
+        model.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(documents()))
+    return tmp_path, model
+
+
+def log_probabilities(model: LlamaModel, tokens: np.ndarray) -> np.ndarray:
+    """Of the exact model, in nats: (positions, vocabulary)."""
+    native = _core.LlamaModel(model.tensors, model.architecture.to_native())
+    logits = _core.LlamaEngine(native, 1, POSITIONS).feed(tokens[None].astype(np.uint32))[0]
+    nats = logits / 1024 * np.log(2)
+    return nats - np.log(np.exp(nats).sum(axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize(("family", "changes"), VARIANTS.values(), ids=VARIANTS.keys())
+def test_exact_model_says_what_transformers_says(
+    family: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    folder, theirs = folder_of(tmp_path, family, changes)
+    import torch
+
+    ours = import_checkpoint(folder)
+    tokens = np.random.default_rng(1).integers(1, VOCABULARY, POSITIONS)
+    usable = np.array([bool(t) or i == 0 for i, t in enumerate(ours.tokens)])
+    with torch.inference_mode():
+        logits = theirs(input_ids=torch.from_numpy(tokens)[None]).logits[0].double().numpy()
+    expected = logits[:, usable]
+    expected = expected - np.log(np.exp(expected).sum(axis=-1, keepdims=True))
+    found = log_probabilities(ours, tokens)[:, usable]
+    spread = expected.std(axis=-1).mean()
+    assert spread > 0.3  # flat predictions would agree with anything
+    assert np.abs(found - expected).mean() < 0.04 * spread
+
+
+def test_windows_of_older_configs() -> None:
+    """Without layer_types, which transformers now writes."""
+    windows = import_model._sliding_windows
+    upper = {"model_type": "qwen2", "sliding_window": 6, "max_window_layers": 1}
+    assert windows(upper | {"use_sliding_window": True}, 3) == [None, 6, 6]
+    assert windows(upper | {"use_sliding_window": False}, 3) == [None] * 3
+    assert windows({"model_type": "mistral", "sliding_window": 8}, 2) == [8, 8]
+    assert windows({"model_type": "mistral", "sliding_window": None}, 2) == [None, None]
+
+
+def test_gguf_and_folder_are_one_model(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf", reason="the gguf library is missing")
+    folder, _ = folder_of(tmp_path, "Llama", {"tie_word_embeddings": True})
+    path = tmp_path / "model.gguf"
+    _write_gguf(gguf, path, read_checkpoint(folder))
+    a, b = import_checkpoint(folder), import_checkpoint(path)
+    assert a.architecture == b.architecture
+    assert a.tokens == b.tokens
+    for name, t in a.tensors.items():
+        if name != "tokenizer":
+            np.testing.assert_array_equal(t, b.tensors[name], err_msg=name)
+
+
+def _write_gguf(gguf: Any, path: Path, checkpoint: Checkpoint) -> None:
+    """As llama.cpp's converter: rotary pairs of q and k side by side."""
+    c = checkpoint.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_embedding_length(c["hidden_size"])
+    writer.add_block_count(c["num_hidden_layers"])
+    writer.add_head_count(c["num_attention_heads"])
+    writer.add_head_count_kv(c["num_key_value_heads"])
+    writer.add_key_length(c["head_dim"])
+    writer.add_feed_forward_length(c["intermediate_size"])
+    writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
+    writer.add_rope_freq_base(c["rope_parameters"]["rope_theta"])
+    vocab = checkpoint.tokenizer["model"]["vocab"]
+    names = {i: text for text, i in vocab.items()}
+    size = c["vocab_size"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([names.get(i, f"[unused{i}]") for i in range(size)])
+    writer.add_token_types([1 if 0 < i in names else 3 for i in range(size)])
+    writer.add_token_merges(checkpoint.tokenizer["model"]["merges"])
+    theirs = {ours: name for name, ours in import_model._GGUF_NAMES.items()}
+    for name, tensor in checkpoint.tensors.items():
+        t = tensor
+        for kind, heads in (("q_proj", 4), ("k_proj", 2)):
+            if kind in name:
+                t = t.reshape(heads, 2, len(t) // heads // 2, -1).swapaxes(1, 2).reshape(t.shape)
+        if name.startswith("layers."):
+            _, i, middle = name.split(".", 2)
+            writer.add_tensor(f"blk.{i}.{theirs[middle.removesuffix('.weight')]}.weight", t)
+        else:
+            writer.add_tensor(
+                {"embed_tokens.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}[
+                    name
+                ],
+                t,
+            )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+# ---- what cannot be imported --------------------------------------------------------------------
+
+
+def plain_checkpoint() -> Checkpoint:
+    """A float checkpoint without transformers."""
+    rng = np.random.default_rng(3)
+    config = {**SHAPE, "model_type": "llama", "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+    shapes = {"embed_tokens": (VOCABULARY, 64), "norm": (64,)}
+    for i in range(2):
+        layer = f"layers.{i}."
+        shapes |= {
+            f"{layer}input_layernorm": (64,),
+            f"{layer}post_attention_layernorm": (64,),
+            f"{layer}self_attn.q_proj": (128, 64),
+            f"{layer}self_attn.k_proj": (64, 64),
+            f"{layer}self_attn.v_proj": (64, 64),
+            f"{layer}self_attn.o_proj": (64, 128),
+            f"{layer}mlp.gate_proj": (96, 64),
+            f"{layer}mlp.up_proj": (96, 64),
+            f"{layer}mlp.down_proj": (64, 96),
+        }
+    tensors = {
+        f"{name}.weight": rng.normal(0, 0.1, shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    return Checkpoint(config, import_model._frequencies(config), tensors, documents(), "plain")
+
+
+def test_tensor_that_does_not_belong_is_named() -> None:
+    checkpoint = plain_checkpoint()
+    quantize(checkpoint)
+    checkpoint.tensors["layers.0.self_attn.o_proj.bias"] = np.zeros(64, np.float32)
+    with pytest.raises(UnsupportedError, match=r"o_proj\.bias"):
+        quantize(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"model_type": "gpt2"}, "family 'gpt2' are not supported"),
+        ({"hidden_act": "gelu"}, "activation 'gelu'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rotary scaling 'yarn'"),
+        ({"hidden_size": None}, "not a checkpoint that can be read"),
+    ],
+)
+def test_unsupported_folder_is_refused_by_name(
+    change: dict[str, Any], match: str, tmp_path: Path
+) -> None:
+    checkpoint = plain_checkpoint()
+    import safetensors.numpy
+
+    safetensors.numpy.save_file(checkpoint.tensors, tmp_path / "model.safetensors")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(checkpoint.tokenizer))
+    (tmp_path / "config.json").write_text(json.dumps(checkpoint.config))
+    import_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(checkpoint.config | change))
+    with pytest.raises(UnsupportedError, match=match):
+        import_checkpoint(tmp_path)
+
+
+def test_missing_tensor_is_named(tmp_path: Path) -> None:
+    checkpoint = plain_checkpoint()
+    del checkpoint.tensors["layers.1.mlp.up_proj.weight"]
+    import safetensors.numpy
+
+    safetensors.numpy.save_file(checkpoint.tensors, tmp_path / "model.safetensors")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(checkpoint.tokenizer))
+    (tmp_path / "config.json").write_text(json.dumps(checkpoint.config))
+    with pytest.raises(UnsupportedError, match=r"layers\.1\.mlp\.up_proj\.weight.* is missing"):
+        import_checkpoint(tmp_path)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"")
+    with pytest.raises(UnsupportedError, match="neither a folder"):
+        import_checkpoint(path)
+
+
+def test_half_floats_are_read(tmp_path: Path) -> None:
+    """bfloat16, which NumPy has not, and float16."""
+    header = {
+        "a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]},
+        "b": {"dtype": "F16", "shape": [1], "data_offsets": [4, 6]},
+        "c": {"dtype": "I8", "shape": [1], "data_offsets": [6, 7]},
+    }
+    data = bytes.fromhex("803f20c0003e07")
+    path = tmp_path / "x.safetensors"
+    for names in ("ab", "abc"):
+        text = json.dumps({name: header[name] for name in names}).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+        if names == "ab":
+            tensors = import_model._load_safetensors(path)
+    assert tensors["a"].tolist() == [1.0, -2.5]
+    assert tensors["b"].tolist() == [1.5]
+    with pytest.raises(UnsupportedError, match="c is I8"):
+        import_model._load_safetensors(path)
+
+
+def test_command_imports_into_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(import_model, "read_checkpoint", lambda _: plain_checkpoint())
+    assert cli.main(["models", "import", "somewhere", "-o", "mine", "--window", "100"]) == 0
+    found = models.find("mine")
+    assert found.path.parent == models.store()
+    assert found.is_token_model
+    model = llama_model.parse(found.path.read_bytes())
+    assert model.architecture.windows == (100, 100)
+    assert cli.main(["models", "import", "somewhere", "-o", "mine"]) == 1
+    assert "-f overwrites it" in capsys.readouterr().err
+
+
+# ---- the real weights, where they are -----------------------------------------------------------
+
+SMOLLM2 = Path(os.environ.get("LMZIP_SMOLLM2", "SmolLM2-135M-Instruct.Q4_1.gguf"))
+
+
+@pytest.mark.skipif(not SMOLLM2.is_file(), reason="set LMZIP_SMOLLM2 to the GGUF file of the docs")
+def test_smollm2_compresses_english(tmp_path: Path) -> None:
+    text = (Path(__file__).parent / "data" / "alice29.txt").read_bytes()[:6000]
+    path = tmp_path / "smollm2.safetensors"
+    model = import_checkpoint(SMOLLM2)
+    path.write_bytes(llama_model.serialize(model.architecture, model.tensors, model.about))
+    single = {t for t in model.tokens if len(t) == 1}
+    assert len(single) == 256 - 21
+    import lmzip
+
+    raw = text + bytes(range(256))
+    blob = lmzip.compress(raw, model=path, lanes=2)
+    assert len(blob) < 1700
+    assert lmzip.decompress(blob, model=path) == raw
+
+
+def test_libraries_that_are_missing_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"GGUF")
+    with pytest.raises(LmzipError, match=r"lmzip-codec\[llm\]"):
+        import_checkpoint(path)

@@ -1,0 +1,293 @@
+"""Frames of pretrained models: round trips through the container, equal bytes everywhere,
+hostile payloads and model files."""
+
+import contextlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lmzip
+from lmzip import _core, cli, codec, llama_model, models
+from lmzip.container import METHOD_TOKENS
+from lmzip.errors import CorruptError, LimitError, LmzipError, ModelMismatchError, UnsupportedError
+from lmzip.llama_model import LlamaModel
+from lmzip.llama_reference import LlamaReference
+from lmzip.reference_coder import RangeEncoder, cumulative, logit_weights
+from random_llama import random_llama, small_llama
+
+KERNELS = _core.kernels()
+MODEL = random_llama(small_llama(), 7)
+TEXT = b"the tea at ten, then the neat tan ant ate at a tee " * 8
+needs_tokenizers = pytest.mark.skipif(
+    importlib.util.find_spec("tokenizers") is None, reason="the tokenizers library is missing"
+)
+
+
+@pytest.fixture(autouse=True)
+def _restore_kernel() -> Iterator[None]:
+    yield
+    _core.set_active_kernel("")
+
+
+def native(kernel: str = "") -> _core.LlamaModel:
+    _core.set_active_kernel(kernel)
+    return _core.LlamaModel(MODEL.tensors, MODEL.architecture.to_native())
+
+
+NATIVE = native()
+
+
+@pytest.fixture
+def model_path(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.safetensors"
+    path.write_bytes(llama_model.serialize(MODEL.architecture, MODEL.tensors, {"name": "tiny"}))
+    return path
+
+
+@pytest.fixture
+def only_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model would lose every comparison with the mixer."""
+    monkeypatch.setattr(codec, "TOKEN_CODINGS", ((METHOD_TOKENS, 0),))
+
+
+def some_symbols(size: int, seed: int) -> list[int]:
+    """Tokens that have bytes, and now and then a raw byte."""
+    v = MODEL.architecture.vocabulary
+    usable = [i for i, t in enumerate(MODEL.tokens) if t]
+    rng = np.random.default_rng(seed)
+    return [
+        int(v + rng.integers(256) if rng.random() < 0.1 else rng.choice(usable))
+        for _ in range(size)
+    ]
+
+
+def raw_of(symbols: list[int]) -> bytes:
+    from lmzip.tokenization import spell
+
+    return spell(symbols, MODEL.tokens)
+
+
+def test_payload_is_the_reference_coders() -> None:
+    """docs/format.md method 5, step by step: reference network, reference coder."""
+    symbols = some_symbols(30, 1)
+    a, reference = MODEL.architecture, LlamaReference(MODEL)
+    state, encoder, token = reference.start(1), RangeEncoder(), a.start
+    for symbol in symbols:
+        c = cumulative(logit_weights(reference.step(state, np.array([token]))[0].tolist()))
+        token = symbol if symbol < a.vocabulary else a.escape
+        encoder.encode(c[token], c[token + 1] - c[token], 30)
+        if symbol >= a.vocabulary:
+            encoder.encode(symbol - a.vocabulary, 1, 8)
+    assert _core.encode_tokens(NATIVE, [symbols], 1) == [encoder.finish()]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_any_lanes_threads_and_kernels_give_the_same(kernel: str) -> None:
+    lanes = [some_symbols(size, size) for size in (0, 1, 63, 64, 65, 200, 7)]
+    expected = _core.encode_tokens(NATIVE, lanes, 1)
+    model = native(kernel)
+    for threads in (1, 2, 5):
+        assert _core.encode_tokens(model, lanes, threads) == expected
+
+
+@given(st.binary(max_size=400), st.integers(1, 9), st.sampled_from(KERNELS), st.integers(1, 4))
+def test_any_bytes_come_back(raw: bytes, lanes: int, kernel: str, threads: int) -> None:
+    """Every byte as an escape or as its own token: what a tokenizer does at its worst."""
+    v = MODEL.architecture.vocabulary
+    stride = -(-len(raw) // lanes)
+    pieces = [raw[i * stride : (i + 1) * stride] for i in range(lanes)]
+    symbols = [
+        [
+            v + b
+            if b % 3
+            else MODEL.tokens.index(bytes([b]))
+            if bytes([b]) in MODEL.tokens
+            else v + b
+            for b in piece
+        ]
+        for piece in pieces
+    ]
+    payloads = _core.encode_tokens(NATIVE, symbols, threads)
+    assert _core.decode_tokens(native(kernel), payloads, len(raw), threads) == raw
+
+
+def test_symbol_without_bytes_is_refused() -> None:
+    for symbol in (0, MODEL.architecture.vocabulary + 256):
+        with pytest.raises(ValueError, match="stands for no bytes"):
+            _core.encode_tokens(NATIVE, [[symbol]], 1)
+
+
+def test_truncated_at_every_byte_is_refused_or_another_text() -> None:
+    """A lane's end is where its bytes are complete, so a shorter payload may be some other text's;
+    the frame's checksums tell."""
+    symbols = some_symbols(60, 3)
+    raw, payload = raw_of(symbols), _core.encode_tokens(NATIVE, [symbols], 1)[0]
+    assert _core.decode_tokens(NATIVE, [payload], len(raw), 1) == raw
+    for size in range(len(payload)):
+        with contextlib.suppress(CorruptError):
+            assert _core.decode_tokens(NATIVE, [payload[:size]], len(raw), 1) != raw
+
+
+@given(st.data())
+def test_flipped_bit_is_refused_or_another_text(data: st.DataObject) -> None:
+    symbols = some_symbols(60, 3)
+    raw, payload = raw_of(symbols), bytearray(_core.encode_tokens(NATIVE, [symbols], 1)[0])
+    bit = data.draw(st.integers(0, 8 * len(payload) - 1))
+    payload[bit // 8] ^= 1 << bit % 8
+    with contextlib.suppress(CorruptError):
+        assert _core.decode_tokens(NATIVE, [bytes(payload)], len(raw), 1) != raw
+
+
+@given(st.lists(st.binary(max_size=80), min_size=1, max_size=5), st.integers(0, 300))
+def test_garbage_is_refused_or_decodes(payloads: list[bytes], raw_size: int) -> None:
+    with contextlib.suppress(CorruptError):
+        assert len(_core.decode_tokens(NATIVE, payloads, raw_size, 2)) == raw_size
+
+
+def test_last_token_may_not_pass_the_end() -> None:
+    pair = next(i for i, t in enumerate(MODEL.tokens) if len(t) == 2)
+    payload = _core.encode_tokens(NATIVE, [[pair]], 1)
+    with pytest.raises(CorruptError, match="cannot be there"):
+        _core.decode_tokens(NATIVE, payload, 1, 1)
+
+
+@needs_tokenizers
+@pytest.mark.usefixtures("only_tokens")
+def test_file_comes_back_and_names_its_model(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = lmzip.compress(TEXT, model=model_path, lanes=3)
+    assert lmzip.decompress(blob, model=model_path) == TEXT
+    info = lmzip.inspect(blob)
+    assert info.frames[0].method == "tokens"
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "elsewhere"))
+    with pytest.raises(ModelMismatchError, match="needs the model 'tiny'"):
+        lmzip.decompress(blob)
+    monkeypatch.setenv("LMZIP_MODEL_PATH", str(tmp_path))
+    assert lmzip.decompress(blob) == TEXT
+
+
+@needs_tokenizers
+@pytest.mark.usefixtures("only_tokens")
+def test_memory_limit_is_kept_before_anything_is_allocated(model_path: Path) -> None:
+    blob = lmzip.compress(TEXT, model=model_path, lanes=3)
+    with pytest.raises(LimitError, match="raise it with -M"):
+        lmzip.decompress(blob, model=model_path, memory_limit=1 << 16)
+
+
+@needs_tokenizers
+def test_binary_data_goes_to_the_mixer(model_path: Path) -> None:
+    raw = bytes(range(0, 256, 5)) * 90
+    blob = lmzip.compress(raw, model=model_path)
+    assert lmzip.inspect(blob).frames[0].method == "mixer"
+    assert lmzip.decompress(blob, model=model_path) == raw
+
+
+def test_decoding_needs_no_tokenizer(
+    model_path: Path, run_python: Callable[..., object], tmp_path: Path
+) -> None:
+    payload = _core.encode_tokens(NATIVE, [[MODEL.tokens.index(b"te")] * 3], 1)[0]
+    (tmp_path / "payload").write_bytes(payload)
+    run_python(
+        f"""
+import sys
+sys.modules["tokenizers"] = None
+from pathlib import Path
+from lmzip import models
+from lmzip.codec import CodecRequest, ThreadShare
+from lmzip.errors import LmzipError
+from lmzip.token_codec import TokenCodec
+info = models.read(Path({str(model_path)!r}))
+codec = TokenCodec(CodecRequest(5, 0, 0, info, "cpu", ThreadShare(1)))
+assert codec.decode_frame([Path({str(tmp_path / "payload")!r}).read_bytes()], 6) == b"tetete"
+try:
+    codec.encode_frame(b"tetete", 1)
+except LmzipError as error:
+    assert "lmzip-codec[llm]" in str(error)
+else:
+    raise AssertionError
+assert "torch" not in sys.modules
+"""
+    )
+
+
+# ---- model files -------------------------------------------------------------------------------
+
+
+def changed(**tensors: object) -> LlamaModel:
+    out = dict(MODEL.tensors)
+    for name, value in tensors.items():
+        out[name.replace("__", ".")] = np.asarray(value)
+    return LlamaModel(MODEL.architecture, out)
+
+
+@pytest.mark.parametrize(
+    ("model", "match"),
+    [
+        (changed(tokens__size=np.full(300, 2, np.uint16)), "tokens.size does not add up"),
+        (changed(softmax=np.float32([np.nan])), "softmax has values outside"),
+        (changed(head__norm=np.full(64, np.inf, np.float32)), "head.norm has values outside"),
+        (changed(extra=np.zeros(1, np.uint8)), "missing or unexpected: extra"),
+        (changed(sigmoid=np.zeros(8191, np.uint16)), "sigmoid is uint16"),
+        (changed(tokenizer=np.zeros((1, 2), np.uint8)), "tokenizer must be a row"),
+    ],
+)
+def test_bad_model_file_is_refused(model: LlamaModel, match: str) -> None:
+    with pytest.raises(CorruptError, match=match):
+        llama_model.check(model.architecture, model.tensors)
+    if "tokenizer" not in match and "extra" not in match:  # the core checks for itself
+        with pytest.raises(CorruptError):
+            _core.LlamaModel(model.tensors, model.architecture.to_native())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"d_model": 33},
+        {"head_dim": 48},
+        {"windows": (5,)},
+        {"windows": (5, 4097)},
+        {"sinks": (2, 17)},
+        {"n_kv_heads": 3},
+        {"escape": 300},
+        {"epsilon": 2.0},
+        {"wide": ("all",)},
+        {"vocabulary": 1},
+    ],
+    ids=str,
+)
+def test_impossible_architecture_is_refused(change: dict[str, object]) -> None:
+    document = MODEL.architecture.to_json() | change
+    with pytest.raises(UnsupportedError, match="architecture"):
+        llama_model.LlamaArchitecture.from_json(document)
+
+
+def test_model_of_another_kind_is_refused(model_path: Path) -> None:
+    """A frame says the method, the header the model: they may not fit together."""
+    info = models.read(model_path)
+    assert info.is_token_model
+    request = codec.CodecRequest(1, 0, 0, info, "cpu", codec.ThreadShare(1))
+    with pytest.raises(LmzipError, match="lmzip-llama-1"):
+        codec._FACTORIES[1](request)
+    bundled = models.default()
+    assert bundled is not None
+    request = codec.CodecRequest(METHOD_TOKENS, 0, 0, bundled, "cpu", codec.ThreadShare(1))
+    with pytest.raises(UnsupportedError, match="lmzip-exact-1"):
+        codec._FACTORIES[METHOD_TOKENS](request)
+
+
+@needs_tokenizers
+@pytest.mark.usefixtures("only_tokens")
+def test_command(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "a.txt"
+    source.write_bytes(TEXT)
+    assert cli.main(["--model", str(model_path), str(source)]) == 0
+    source.unlink()
+    assert cli.main(["-d", "--model", str(model_path), str(source) + ".lmz"]) == 0
+    assert source.read_bytes() == TEXT
+    capsys.readouterr()

@@ -145,36 +145,31 @@ def _preset(name: str) -> Compressor:
 
 
 def _model(name: str) -> Compressor:
-    from lmzip import _core, models
-    from lmzip.container import MAX_LANES, METHOD_NETWORK
-    from lmzip.model_file import load
+    from lmzip import models
+    from lmzip.codec import Codecs, preset_named
+    from lmzip.container import MAX_LANES
 
     info = models.find(name)
-    model = load(info.path)
-    engine = _core.ExactModel(model.tensors, model.architecture.to_json())
+    codec = Codecs(model=info).for_preset(preset_named("network"))[0]
 
-    def runs(count: int, sizes: Sequence[int]) -> list[slice]:
-        """Chunks of one size go through the network together, as the lanes of a frame."""
-        cuts = [i for i in range(1, count) if sizes[i] != sizes[i - 1]]
-        bounds = sorted({0, *range(0, count, MAX_LANES), *cuts, count})
+    def runs(sizes: Sequence[int]) -> list[slice]:
+        """Chunks of one size go through the model together, as the lanes of a frame."""
+        cuts = [i for i, (a, b) in enumerate(itertools.pairwise(sizes), 1) if a != b]
+        bounds = sorted({*range(0, len(sizes), MAX_LANES), *cuts, len(sizes)})
         return [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
     def chunks(data: Sequence[bytes]) -> list[bytes]:
-        blobs: list[bytes] = []
-        for run in runs(len(data), [*map(len, data)]):
-            piece = data[run]
-            blobs += _core.encode_frame(
-                engine, b"".join(piece), len(piece), METHOD_NETWORK, 0, 1, "text"
-            )
-        return blobs
+        return [
+            blob
+            for run in runs([*map(len, data)])
+            for blob in codec.encode_frame(b"".join(data[run]), len(data[run]))
+        ]
 
     def restore(blobs: Sequence[bytes], sizes: Sequence[int]) -> list[bytes]:
         out: list[bytes] = []
-        for run in runs(len(blobs), sizes):
+        for run in runs(sizes):
             size = sizes[run.start]
-            raw = _core.decode_frame(
-                engine, blobs[run], size * len(blobs[run]), METHOD_NETWORK, 0, 1, "text"
-            )
+            raw = codec.decode_frame(blobs[run], size * len(blobs[run]))
             out += [raw[i : i + size] for i in range(0, len(raw), size)]
         return out
 

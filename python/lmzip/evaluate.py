@@ -24,7 +24,8 @@ from lmzip.output import AtomicFile
 from lmzip.progress import Progress
 
 CHUNK = 2048
-BATCH = 256  # chunks between two looks at the clock of the progress line
+BATCH = 256  # chunks between two moves of the progress line
+MODEL_BATCH = 1024  # the same for models: lanes of a frame
 KEY = ("sha256", "compressor", "chunk", "model_bytes", "lmzip")
 COLUMNS = (
     "data", "raw", "chunk", "compressor", "coded", "rate_percent", "adjusted_percent",
@@ -103,7 +104,7 @@ def measure(data: Data, compressor: Compressor, chunk: int, *, progress: bool) -
 
 def _batches(chunks: Sequence[bytes], compressor: Compressor) -> Iterator[Sequence[bytes]]:
     """Models want many lanes at once, the others a progress line that moves."""
-    step = 4096 if compressor.parameters else BATCH
+    step = MODEL_BATCH if compressor.parameters else BATCH
     for i in range(0, len(chunks), step):
         yield chunks[i : i + step]
 

@@ -506,6 +506,7 @@ def _processes(device: torch.device) -> Any:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
+        dist.barrier()  # gloo aborts a process that leaves while others still talk to it
     finally:
         dist.destroy_process_group()
 

@@ -105,7 +105,7 @@ class Engine:
         self,
     ) -> tuple[int, NDArray[np.int64], list[NDArray[np.int8]], list[NDArray[np.int8]]]: ...
 
-MixerProfile: TypeAlias = Literal["text", "binary", "strong"]
+MixerProfile: TypeAlias = Literal["text", "binary", "strong", "sample"]
 
 def encode_frame(
     model: ExactModel | None,

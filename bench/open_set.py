@@ -1,10 +1,13 @@
-"""Whole files through lmzip and beside it classical tools; every result decoded and compared.
+"""The open set through lmzip and classical tools; what lmzip wrote is decoded and compared.
 
-    python bench/open_set.py --results bench/results/open_set.csv [--preset fast]
+    python bench/open_set.py --results bench/results/open_set.csv [--presets fast default] [--tools]
+    python bench/open_set.py --results bench/results/open_set.csv --table
 
-One row a file: raw bytes, lmzip's bytes, seconds to encode and to decode, and the sizes of those of
-xz -9e, zstd --ultra -22, brotli, bzip3, zpaq -m5 and 7z PPMd that are installed.  The files are
-those of LMZIP_DATA/open (default ../shared/data/open), held against its MANIFEST.tsv.
+One row for each file and codec: bytes, and CPU seconds (user and system) to encode and, of lmzip,
+to decode.  Rows that the results already hold are not measured again, so a run that was cut off
+goes on where it ended; delete rows to have them again.  The files are those of LMZIP_DATA/open
+(default ../shared/data/open), held against its MANIFEST.tsv; enwik8 stands for its two slices that
+are reported (nothing from byte 90,000,000 on was trained on).
 """
 
 import argparse
@@ -13,11 +16,13 @@ import fnmatch
 import hashlib
 import lzma
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,102 +32,140 @@ from conftest import commit, device
 
 ROOT = Path(__file__).resolve().parents[1]
 OPEN = Path(os.environ.get("LMZIP_DATA", ROOT.parent / "shared" / "data")) / "open"
-TOOLS = {  # name: a command that turns {raw} into {out}
-    "xz -9e": "xz -9e -k -c {raw}",
-    "zstd -22": "zstd -q --ultra -22 --long=27 -c {raw}",
+TOOLS = {  # name: a command that turns {raw} into {out}, or into its standard output
+    "xz -9e": "xz -9e -T1 -k -c {raw}",
+    "zstd -22": "zstd -q -T1 --ultra -22 --long=27 -c {raw}",
     "brotli -q11": "brotli -q 11 -w 24 -c {raw}",
     "bzip3 -b16": "bzip3 -e -b 16 -c {raw}",
-    "zpaq -m5": "zpaq add {out} {raw} -m5",
-    "7z PPMd": "7z a -bd -m0=PPMd:o=8:mem=256m {out} {raw}",
+    "zpaq -m5": "zpaq add {out}.zpaq {raw} -m5 -t1",
+    "7z PPMd": "7z a -bd -mmt=1 -m0=PPMd:mem=256m:o=8 {out}.7z {raw}",
 }
+COLUMNS = ["file", "raw", "codec", "bytes", "encode_s", "decode_s"]
+PROVENANCE = ["threads", "commit", "device", "date", "command"]
 
 
 def files(pattern: str, largest: int) -> Iterator[tuple[str, bytes]]:
     """Name and raw bytes of each file of the manifest; ValueError if one is not what it says."""
     with (OPEN / "MANIFEST.tsv").open() as manifest:
-        for row in csv.DictReader(manifest, delimiter="\t"):
-            name = row["path"].removesuffix(".xz")
-            if int(row["raw_bytes"]) > largest or not fnmatch.fnmatch(name, pattern):
-                continue
-            raw = lzma.decompress((OPEN / row["path"]).read_bytes())
-            if hashlib.sha256(raw).hexdigest() != row["sha256_raw"]:
-                raise ValueError(f"{name} is not the file that the manifest describes")
-            yield name, raw
-
-
-def slices(files_: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
-    """enwik8 as the slices that are reported (bytes from 95,000,000 on were never trained on)."""
-    for name, raw in files_:
+        rows = list(csv.DictReader(manifest, delimiter="\t"))
+    for row in rows:
+        name = row["path"].removesuffix(".xz")
+        if not fnmatch.fnmatch(name, pattern) or (
+            int(row["raw_bytes"]) > largest and name != "enwik8"
+        ):
+            continue
+        raw = lzma.decompress((OPEN / row["path"]).read_bytes())
+        if hashlib.sha256(raw).hexdigest() != row["sha256_raw"]:
+            raise ValueError(f"{name} is not the file that the manifest describes")
         if name == "enwik8":
             yield "enwik8[95_000_000:95_200_000]", raw[95_000_000:95_200_000]
             yield "enwik8[99_000_000:]", raw[99_000_000:]
+            if len(raw) <= largest:
+                yield name, raw
         else:
             yield name, raw
 
 
-def measure(raw: bytes, preset: str, threads: int) -> dict[str, object]:
-    times = [time.perf_counter()]
+def cpu_seconds() -> float:
+    """Of this process and of the children that have ended."""
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
+
+
+def measure_lmzip(raw: bytes, preset: str, threads: int) -> dict[str, object]:
+    start = cpu_seconds()
     coded = lmzip.compress(raw, preset=preset, threads=threads)
-    times.append(time.perf_counter())
-    decoded = lmzip.decompress(coded, threads=threads)
-    times.append(time.perf_counter())
-    if decoded != raw:
+    middle = cpu_seconds()
+    if lmzip.decompress(coded, threads=threads) != raw:
         raise AssertionError("the decoded bytes differ: this is a bug in lmzip")
     return {
-        "lmzip": len(coded),
-        "encode_s": f"{times[1] - times[0]:.3f}",
-        "decode_s": f"{times[2] - times[1]:.3f}",
+        "bytes": len(coded),
+        "encode_s": f"{middle - start:.3f}",
+        "decode_s": f"{cpu_seconds() - middle:.3f}",
     }
 
 
-def classical(raw: bytes, folder: Path) -> dict[str, int]:
-    sizes = {}
+def measure_tool(raw: bytes, command: str, folder: Path) -> dict[str, object]:
     source = folder / "raw"
     source.write_bytes(raw)
-    for name, command in TOOLS.items():
-        if shutil.which(command.split()[0]) is None:
-            continue
-        out = folder / ("out.zpaq" if "zpaq" in name else "out.7z" if "7z" in name else "out")
-        words = [w.format(raw=source, out=out) for w in command.split()]
-        done = subprocess.run(words, capture_output=True, check=True)
-        sizes[name] = out.stat().st_size if "{out}" in command else len(done.stdout)
-        out.unlink(missing_ok=True)
-    return sizes
+    words = [word.format(raw=source, out=folder / "out") for word in command.split()]
+    start = cpu_seconds()
+    done = subprocess.run(words, capture_output=True, check=True)
+    seconds = cpu_seconds() - start
+    written = next(folder.glob("out.*"), None)
+    size = written.stat().st_size if written else len(done.stdout)
+    if written:
+        written.unlink()
+    return {"bytes": size, "encode_s": f"{seconds:.3f}"}
+
+
+def read_results(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def print_table(rows: list[dict[str, str]]) -> None:
+    """Bytes of every file, and each of lmzip's against the best tool."""
+    sizes: dict[str, dict[str, int]] = defaultdict(dict)
+    for row in rows:
+        sizes[row["file"]][row["codec"]] = int(row["bytes"])
+    codecs = list(dict.fromkeys(row["codec"] for row in rows))
+    ours = [codec for codec in codecs if codec.startswith("lmzip")]
+    print("\t".join(["file", *codecs, *(f"{codec} / best tool" for codec in ours)]))
+    for name, of in sizes.items():
+        best = min((size for codec, size in of.items() if codec not in ours), default=0)
+        ratios = [f"{of[codec] / best:.3f}" if best and codec in of else "" for codec in ours]
+        print("\t".join([name, *(str(of.get(codec, "")) for codec in codecs), *ratios]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--preset", default="default")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--presets", nargs="*", default=[], help="presets of lmzip to measure")
+    parser.add_argument("--tools", action="store_true", help="measure the tools that are installed")
+    parser.add_argument("--table", action="store_true", help="print the results instead")
+    parser.add_argument("--threads", type=int, default=1, help="of lmzip")
     parser.add_argument("--only", default="*", help="pattern of file names")
     parser.add_argument("--largest", type=int, default=20_000_000, help="skip files above this")
-    parser.add_argument("--whole-enwik8", action="store_true")
-    parser.add_argument("--no-tools", action="store_true", help="lmzip alone")
     args = parser.parse_args()
-    chosen = files(args.only, 10**9 if args.whole_enwik8 else args.largest)
-    if not args.whole_enwik8:
-        enwik8 = files("enwik8", 10**9) if fnmatch.fnmatch("enwik8", args.only) else iter(())
-        chosen = slices(iter([*chosen, *enwik8]))
+    rows = read_results(args.results)
+    if args.table:
+        print_table(rows)
+        return
+    done = {(row["file"], row["codec"]) for row in rows}
+    tools = {
+        name: command
+        for name, command in TOOLS.items()
+        if args.tools and shutil.which(command.split()[0])
+    }
     provenance = {
-        "preset": args.preset,
         "threads": args.threads,
-        "device": device(),
         "commit": commit(),
+        "device": device(),
         "date": datetime.now(UTC).date().isoformat(),
         "command": " ".join(["python", *sys.argv]),
     }
-    columns = ["file", "raw", "lmzip", "encode_s", "decode_s", *TOOLS, *provenance]
-    with args.results.open("w", newline="") as file, tempfile.TemporaryDirectory() as folder:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        for name, raw in chosen:
-            row = {"file": name, "raw": len(raw), **measure(raw, args.preset, args.threads)}
-            if not args.no_tools:
-                row |= classical(raw, Path(folder))
-            writer.writerow(row | provenance)
-            file.flush()
-            print(f"{name:50} {len(raw):>10} -> {row['lmzip']:>9}", row, file=sys.stderr)
+    with args.results.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS + PROVENANCE)
+        if not rows:
+            writer.writeheader()
+        for name, raw in files(args.only, args.largest):
+            for codec in [*(f"lmzip {preset}" for preset in args.presets), *tools]:
+                if (name, codec) in done:
+                    continue
+                start = time.perf_counter()
+                if codec in tools:
+                    with tempfile.TemporaryDirectory() as folder:
+                        measured = measure_tool(raw, tools[codec], Path(folder))
+                else:
+                    measured = measure_lmzip(raw, codec.removeprefix("lmzip "), args.threads)
+                row = {"file": name, "raw": len(raw), "codec": codec, **measured}
+                writer.writerow(row | provenance)
+                file.flush()
+                seconds = time.perf_counter() - start
+                print(f"{name:50} {codec:14} {row['bytes']:>9}  {seconds:.1f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 //   AdaptiveMap  a probability of 22 bits with a count of 10 for each context; each update moves it
 //                by 1 / (count + 1.5) of the error, so that it is an average at first and a moving
 //                average from `limit` updates on.
-//   Apm          refines a probability in a context: 33 knots across the logistic domain,
-//                interpolated; the two knots around the input learn.
+//   Apm          refines a probability in a context: 25 knots across the logistic domain,
+//                interpolated; the knot nearest to the input learns.
 // Specified in docs/mixer.md section 5.
 #pragma once
 #include <array>
@@ -34,29 +34,30 @@ inline uint32_t adapt(uint32_t cell, int bit, uint32_t limit) {
   return static_cast<uint32_t>(moved) << 10 | (count + (count < limit));
 }
 
-inline uint32_t p12_of(uint32_t cell) { return cell >> 20; }
-inline uint32_t p16_of(uint32_t cell) { return cell >> 16; }
+inline uint32_t p22_of(uint32_t cell) { return cell >> 10; }
 
 class Apm {
  public:
-  static constexpr int kKnots = 33;
-  static constexpr int kStep = 2 * (kStretchMax + 1) / (kKnots - 1);  // 176
+  static constexpr int kStep = 256;
+  static constexpr int kOffset = kStretchMax + 1;
+  static constexpr int kKnots = 2 * kOffset / kStep + 1;  // 25
+  static constexpr uint32_t kInitialCount = 6;
 
   explicit Apm(size_t contexts) : knots_(contexts * kKnots) {
     for (size_t i = 0; i < knots_.size(); ++i) {
-      const int x = static_cast<int>(i % kKnots) * kStep - (kStretchMax + 1);
-      knots_[i] = static_cast<uint16_t>(kLogistic.squash(clamp_stretch(x)));
+      const int x = static_cast<int>(i % kKnots) * kStep - kOffset;
+      knots_[i] = static_cast<uint32_t>(kLogistic.squash(clamp_stretch(x))) << 10 | kInitialCount;
     }
   }
 
-  // The refined probability of 16 bits, in 0..65535, of a stretched one.
-  int refine(int stretched, size_t context) {
-    const int x = stretched + kStretchMax + 1;  // 1 .. 2 * kStretchMax + 1
-    const int low = x / kStep;
-    const int weight = x % kStep;
-    index_ = context * kKnots + static_cast<size_t>(low);
+  // The refined probability of 22 bits of a stretched one.
+  uint32_t refine(int stretched, size_t context) {
+    const auto x = static_cast<uint32_t>(stretched + kOffset);
+    const uint32_t weight = x % kStep;
+    index_ = context * kKnots + x / kStep;
     nearest_ = index_ + (weight * 2 >= kStep);
-    return (knots_[index_] * (kStep - weight) + knots_[index_ + 1] * weight) / kStep;
+    return (p22_of(knots_[index_]) * (kStep - weight) + p22_of(knots_[index_ + 1]) * weight) /
+           kStep;
   }
 
   void prefetch(size_t context) const {
@@ -64,16 +65,10 @@ class Apm {
     __builtin_prefetch(&knots_[context * kKnots + kKnots - 1]);
   }
 
-  void update(int bit, int rate) {
-    const int target = bit ? 65535 : 0;
-    for (const size_t i : {index_, index_ + 1}) {
-      const int old = knots_[i];
-      knots_[i] = static_cast<uint16_t>(old + ((target - old) >> (rate + (i != nearest_))));
-    }
-  }
+  void update(int bit, uint32_t limit) { knots_[nearest_] = adapt(knots_[nearest_], bit, limit); }
 
  private:
-  std::vector<uint16_t> knots_;
+  std::vector<uint32_t> knots_;
   size_t index_ = 0;
   size_t nearest_ = 0;
 };

@@ -360,7 +360,7 @@ void decode_frame(const FrameParams& params, std::span<const std::span<const uin
 
 size_t frame_memory(const FrameParams& params, size_t raw_size, size_t lanes) {
   size_t bytes = lanes * 256 + raw_size;  // coders, their copies
-  if (has_mixer(params)) bytes += 2 * (size_t{1} << params.table_bits);
+  if (has_mixer(params)) bytes += mixer_memory(mixer_params(params), raw_size, lanes);
   if (params.model != nullptr) {
     // No more rows than lanes are worked on; threads round up, to twice as many at most.
     bytes += Cache::memory(*params.model, lanes) +

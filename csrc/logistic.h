@@ -1,11 +1,11 @@
-// logistic.h: probabilities of 16 bits <-> the logistic domain, in units of 1/256 nat.
+// logistic.h: probabilities of 22 bits <-> the logistic domain, in units of 1/256 nat.
 //
-//   squash(x)  = 65536 / (1 + e^(-x/256)), within 1..65535, for x in [-kStretchMax, kStretchMax]
-//   stretch(p) = ln(p / (65536 - p)) * 256, by the 12 leading bits of p; stretch16 is exact in the
-//                tails too, where 12 bits would not tell 1 in 5000 from 1 in 50000
+//   squash(x)  = 2^22 / (1 + e^(-x/256)), for x in [-kStretchMax, kStretchMax]
+//   stretch(p) = ln(p / (2^22 - p)) * 256, by the 12 leading bits of p, and by 17 of them where p
+//                is within 1/32 of 0 or 1: 12 bits would not tell 1 in 5000 from 1 in 100000
 //
-// Both are tables, made at start-up by the integer recurrence below: no libm, the same everywhere.
-// Specified in docs/mixer.md section 3.
+// Both are tables, made at compile time by the integer recurrence below: no libm, the same
+// everywhere.  Specified in docs/mixer.md section 3.
 #pragma once
 #include <array>
 #include <cstddef>
@@ -13,8 +13,9 @@
 
 namespace lmzip {
 
-// 65536 / (1 + e^11) = 1.09: one step further and squash would need to round up to stay above zero.
-inline constexpr int kStretchMax = 2815;
+inline constexpr int kProbBits = 22;
+inline constexpr int kProbOne = 1 << kProbBits;
+inline constexpr int kStretchMax = 3071;  // 12 nats: 1 in 163,000
 
 class Logistic {
  public:
@@ -23,37 +24,42 @@ class Logistic {
     constexpr uint64_t kDecay = 2139111403;
     uint64_t power = uint64_t{1} << 31;  // e^(-x/256) * 2^31
     for (int x = 0; x <= kStretchMax; ++x) {
-      const auto p = static_cast<uint16_t>((uint64_t{1} << 47) / ((uint64_t{1} << 31) + power));
+      const auto p =
+          static_cast<int>((uint64_t{1} << (31 + kProbBits)) / ((uint64_t{1} << 31) + power));
       squash_[static_cast<size_t>(kStretchMax + x)] = p;
-      squash_[static_cast<size_t>(kStretchMax - x)] = static_cast<uint16_t>(65536 - p);
+      squash_[static_cast<size_t>(kStretchMax - x)] = kProbOne - p;
       power = (power * kDecay + (uint64_t{1} << 30)) >> 31;
     }
-    int x = -kStretchMax;
-    for (int i = 0; i < 4096; ++i) {
-      while (x < kStretchMax && squash(x + 1) <= i * 16 + 8) ++x;
-      stretch_[static_cast<size_t>(i)] = static_cast<int16_t>(x);
-    }
-    x = -kStretchMax;
-    for (int p = 0; p < kTail; ++p) {
-      while (squash(x + 1) <= p) ++x;
-      tail_[static_cast<size_t>(p)] = static_cast<int16_t>(x);
-    }
+    fill(middle_, kMiddleShift);
+    fill(tail_, kTailShift);
   }
 
   constexpr int squash(int x) const { return squash_[static_cast<size_t>(x + kStretchMax)]; }
-  constexpr int stretch12(uint32_t p12) const { return stretch_[p12]; }
-  constexpr int stretch16(uint32_t p16) const {
-    if (p16 < kTail) return tail_[p16];
-    if (p16 > 65536 - kTail) return -tail_[65536 - p16];
-    return stretch_[p16 >> 4];
+  // 0 <= p < 2^22.
+  constexpr int stretch(uint32_t p) const {
+    constexpr uint32_t kTail = kTable << kTailShift;
+    if (p < kTail) return tail_[p >> kTailShift];
+    if (p >= kProbOne - kTail) return -tail_[(kProbOne - 1 - p) >> kTailShift];
+    return middle_[p >> kMiddleShift];
   }
 
  private:
-  static constexpr int kTail = 2048;
+  static constexpr size_t kTable = 4096;
+  static constexpr int kMiddleShift = 10, kTailShift = 5;
+  using Table = std::array<int16_t, kTable>;
 
-  std::array<uint16_t, 2 * kStretchMax + 1> squash_{};
-  std::array<int16_t, 4096> stretch_{};
-  std::array<int16_t, kTail> tail_{};
+  // At i the greatest x whose squash(x) is at most the middle of the probabilities i stands for.
+  constexpr void fill(Table& table, int shift) const {
+    int x = -kStretchMax;
+    for (size_t i = 0; i < kTable; ++i) {
+      const int p = (static_cast<int>(i) << shift) + (1 << (shift - 1));
+      while (x < kStretchMax && squash(x + 1) <= p) ++x;
+      table[i] = static_cast<int16_t>(x);
+    }
+  }
+
+  std::array<int32_t, 2 * kStretchMax + 1> squash_{};
+  Table middle_{}, tail_{};
 };
 
 inline constexpr Logistic kLogistic{};

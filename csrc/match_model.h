@@ -25,6 +25,7 @@ class MatchModel {
   static constexpr uint32_t kMaxMisses = 8;
   static constexpr int kContexts = 16 * 4;
 
+  // min_length: up to 8, or 16 and more.
   MatchModel(int min_length, int log2_size)
       : table_(size_t{1} << log2_size), min_length_(min_length), shift_(32 - log2_size) {}
 
@@ -90,9 +91,13 @@ class MatchModel {
     return lane < lanes.size() && at < lanes[lane].pos();
   }
 
+  // Of the last min_length bytes, or of 16 if it is longer.
   uint32_t hash(const Lane& lane) const {
-    const uint64_t bytes = lane.recent(min_length_);
-    return hash_of(static_cast<uint32_t>(bytes), static_cast<uint32_t>(bytes >> 32));
+    const uint64_t bytes = lane.recent(std::min(min_length_, 8));
+    const uint32_t h = hash_of(static_cast<uint32_t>(bytes), static_cast<uint32_t>(bytes >> 32));
+    if (min_length_ <= 8) return h;
+    return hash_of(h, static_cast<uint32_t>(lane.older()),
+                   static_cast<uint32_t>(lane.older() >> 32));
   }
 
   std::vector<uint32_t> table_;

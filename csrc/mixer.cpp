@@ -9,6 +9,14 @@
 
 namespace lmzip {
 
+size_t mixer_memory(const MixerParams& params, size_t raw_size, size_t lanes) {
+  constexpr size_t kPlaces = size_t{2} << 24;  // of two match tables, 2^22 places of 4 bytes each
+  constexpr size_t kSmall = size_t{24} << 20;  // refinements, weights, successors
+  constexpr size_t kLane = size_t{1} << 13;
+  return (size_t{1} << params.log2_memory) + raw_size + lanes * kLane +
+         std::min(kPlaces, size_t{16} * (raw_size + 1024)) + kSmall;
+}
+
 Mixer::Mixer(const MixerParams& params, size_t raw_size, int lanes) {
   if (params.log2_memory < kMixerMinLog2Memory || params.log2_memory > kMixerMaxLog2Memory) {
     throw std::invalid_argument("mixer memory is 2^" + std::to_string(params.log2_memory) +
@@ -25,6 +33,9 @@ Mixer::Mixer(const MixerParams& params, size_t raw_size, int lanes) {
       return;
     case MixerProfile::kStrong:
       engine_ = make_strong_engine(params, raw_size, lanes);
+      return;
+    case MixerProfile::kSample:
+      engine_ = make_sample_engine(params, raw_size, lanes);
       return;
   }
   throw std::invalid_argument("unknown mixer profile");

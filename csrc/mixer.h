@@ -16,7 +16,7 @@
 namespace lmzip {
 
 // Which set of context models is mixed.
-enum class MixerProfile : uint8_t { kText = 0, kBinary = 1, kStrong = 2 };
+enum class MixerProfile : uint8_t { kText = 0, kBinary = 1, kStrong = 2, kSample = 3 };
 
 inline constexpr int kMixerMinLog2Memory = 16;
 inline constexpr int kMixerMaxLog2Memory = 30;
@@ -27,6 +27,9 @@ struct MixerParams {
   MixerProfile profile = MixerProfile::kText;
   bool with_network = false;
 };
+
+// Bytes that a mixer takes at most, the frame's decoded bytes included.
+size_t mixer_memory(const MixerParams& params, size_t raw_size, size_t lanes);
 
 class MixerEngine;
 

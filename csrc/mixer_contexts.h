@@ -1,6 +1,7 @@
 // mixer_contexts.h: the contexts that the profiles are made of.  Specified in docs/mixer.md
 // section 6.
 #pragma once
+#include <algorithm>
 #include <array>
 #include <cstdint>
 
@@ -14,17 +15,12 @@ enum class Context : uint32_t {
   kOrder2,
   kOrder3,
   kOrder4,
-  kOrder5,
   kOrder6,
-  kOrder8,
   kWord,
   kWordPair,
   kWordSkip,
-  kWordBefore,
   kKey,
-  kAbove,
   kField,
-  kAfterByte,
   kAfterPair,
   kSparse2,
   kSparse3,
@@ -33,13 +29,14 @@ enum class Context : uint32_t {
   kRecordAbove,
   kRecordColumn,
   kExpected,
+  kCellAbove,
+  kShape,
 };
 
 inline constexpr const char* kContextNames[] = {
-    "order1",  "order2",   "order3",      "order4",       "order5",     "order6",
-    "order8",  "word",     "wordpair",    "wordskip",     "wordbefore", "key",
-    "above",   "field",    "afterbyte",   "afterpair",    "sparse2",    "sparse3",
-    "sparse4", "sparse23", "recordabove", "recordcolumn", "expected",
+    "order1",   "order2",      "order3",       "order4",    "order6",    "word",    "wordpair",
+    "wordskip", "key",         "field",        "afterpair", "sparse2",   "sparse3", "sparse4",
+    "sparse23", "recordabove", "recordcolumn", "expected",  "cellabove", "shape",
 };
 
 template <Context kind>
@@ -59,28 +56,18 @@ uint32_t context_hash(const Lane& lane, const SharedPast& past, const Match& mat
       return order(3);
     case Context::kOrder4:
       return order(4);
-    case Context::kOrder5:
-      return order(5);
     case Context::kOrder6:
       return order(6);
-    case Context::kOrder8:
-      return order(8);
     case Context::kWord:
       return hash_of(lane.word(), c1, kSeed);
     case Context::kWordPair:
       return hash_of(lane.word() + c1, lane.word_back(1), kSeed);
     case Context::kWordSkip:
       return hash_of(lane.word() + c1, lane.word_back(2), kSeed);
-    case Context::kWordBefore:
-      return hash_of(lane.word_back(1), c1 | c2 << 8, kSeed);
     case Context::kKey:
       return hash_of(lane.key(), lane.word() + c1, kSeed);
-    case Context::kAbove:
-      return hash_of(lane.above(past), c1, kSeed);
     case Context::kField:
       return hash_of(lane.field() << 16 | lane.above(past), c1, kSeed);
-    case Context::kAfterByte:
-      return hash_of(past.after_byte[c1], c1, kSeed);
     case Context::kAfterPair:
       return hash_of(past.after_pair[lane.recent() & 0xffff], c1, kSeed);
     case Context::kSparse2:
@@ -96,36 +83,47 @@ uint32_t context_hash(const Lane& lane, const SharedPast& past, const Match& mat
     case Context::kRecordColumn:
       return hash_of(past.period == 0 ? c2 : lane.pos() % past.period + 256, lane.record_back(past),
                      kSeed);
+    case Context::kCellAbove:
+      return hash_of(lane.cell_above(past), lane.cell() << 8 | std::min(lane.cell_offset(), 255u),
+                     kSeed);
+    case Context::kShape:
+      return hash_of(lane.shape(), c1, kSeed);
     case Context::kExpected:
       return hash_of(static_cast<uint32_t>(match.expected + 1),
                      match.expected < 0 ? c1 : MatchModel::trust(match) / 8, kSeed);
   }
 }
 
-// The profiles; kExpected, which needs the match of the byte to come, is last.
+// The profiles; kExpected, which needs the match of the byte to come, is last.  kSamples: whether
+// the contexts of sample_model.h follow.
 struct TextProfile {
+  static constexpr bool kSamples = false;
   static constexpr Context kContexts[] = {
-      Context::kOrder1, Context::kOrder2,   Context::kOrder3,   Context::kOrder4,
-      Context::kOrder6, Context::kWord,     Context::kWordPair, Context::kAfterPair,
-      Context::kField,  Context::kExpected,
+      Context::kOrder1, Context::kOrder2,    Context::kOrder3,   Context::kOrder4,
+      Context::kOrder6, Context::kWord,      Context::kWordPair, Context::kAfterPair,
+      Context::kShape,  Context::kCellAbove, Context::kExpected,
   };
 };
 struct BinaryProfile {
+  static constexpr bool kSamples = false;
   static constexpr Context kContexts[] = {
       Context::kOrder1,  Context::kOrder2,      Context::kOrder3,       Context::kOrder4,
       Context::kOrder6,  Context::kSparse2,     Context::kSparse3,      Context::kSparse23,
       Context::kSparse4, Context::kRecordAbove, Context::kRecordColumn, Context::kExpected,
   };
 };
+// For use beside a network, which knows the low orders better.
 struct StrongProfile {
+  static constexpr bool kSamples = false;
   static constexpr Context kContexts[] = {
-      Context::kOrder1,       Context::kOrder2,    Context::kOrder3,     Context::kOrder4,
-      Context::kOrder5,       Context::kOrder6,    Context::kOrder8,     Context::kWord,
-      Context::kWordPair,     Context::kWordSkip,  Context::kWordBefore, Context::kKey,
-      Context::kAfterByte,    Context::kAfterPair, Context::kAbove,      Context::kField,
-      Context::kSparse2,      Context::kSparse3,   Context::kSparse23,   Context::kRecordAbove,
-      Context::kRecordColumn, Context::kExpected,
+      Context::kOrder3,   Context::kOrder4,   Context::kOrder6,    Context::kWord,
+      Context::kWordPair, Context::kWordSkip, Context::kKey,       Context::kAfterPair,
+      Context::kField,    Context::kShape,    Context::kCellAbove, Context::kExpected,
   };
+};
+struct SampleProfile {
+  static constexpr bool kSamples = true;
+  static constexpr Context kContexts[] = {Context::kOrder2, Context::kOrder3, Context::kExpected};
 };
 
 }  // namespace lmzip

@@ -27,6 +27,7 @@
 #include "mixer_ablation.h"
 #include "mixer_contexts.h"
 #include "mixer_lane.h"
+#include "sample_model.h"
 #include "weight_sets.h"
 
 namespace lmzip {
@@ -44,14 +45,14 @@ struct EncodeBits {
   uint32_t byte;
   int code(int i, uint32_t p1) {
     const bool bit = byte >> (7 - i) & 1;
-    encoder.encode_bit(bit, p1, 16);
+    encoder.encode_bit(bit, p1, kProbBits);
     return bit;
   }
 };
 
 struct DecodeBits {
   RangeDecoder& decoder;
-  int code(int, uint32_t p1) { return decoder.decode_bit(p1, 16); }
+  int code(int, uint32_t p1) { return decoder.decode_bit(p1, kProbBits); }
 };
 
 // FNV-1a.
@@ -89,34 +90,37 @@ template <class Profile, bool kNetwork>
 class Engine final : public MixerEngine {
   static constexpr size_t kContexts = std::size(Profile::kContexts);
   static_assert(Profile::kContexts[kContexts - 1] == Context::kExpected);
-  static constexpr size_t kSlots = kContexts + 1;  // the last is order 0
-  // Inputs of the mixer: two for each slot, two of the match, four of the network, one constant.
+  static constexpr size_t kHashes =
+      kContexts + (Profile::kSamples ? SamplePredictor::kContexts : 0);
+  static constexpr size_t kSlots = kHashes + 1;  // the last is order 0
+  // Inputs of the mixer: two for each slot, two of each match, five of the network, one constant.
   static constexpr size_t kMatchInput = 2 * kSlots;
-  static constexpr size_t kNetworkInput = kMatchInput + 2;
-  static constexpr size_t kBiasInput = kNetworkInput + (kNetwork ? 4 : 0);
+  static constexpr size_t kNetworkInput = kMatchInput + 4;
+  static constexpr size_t kBiasInput = kNetworkInput + (kNetwork ? 5 : 0);
   static constexpr size_t kInputs = (kBiasInput + 1 + 7) / 8 * 8;
   static constexpr size_t kSets = kNetwork ? 5 : 4;
 
   // Learning rates, in 1/16: of the first layer it starts at the sum and falls to kRate.
-  static constexpr int kRate = 14;
+  static constexpr int kRate = kNetwork ? 18 : 14;
   static constexpr int kExtraRate = 24;
   static constexpr uint32_t kExtraRateBytes = 16384;  // where half of the extra is gone
   static constexpr int kFinalRate = 6;
-  static constexpr int kMapLimit = 255;
-  static constexpr int kMatchMapLimit = 1023;
-  static constexpr int kApmRate = 6;
-  static constexpr int kMinMatch = 7;
+  static constexpr uint32_t kMapLimit = 255;
+  static constexpr uint32_t kMatchMapLimit = 1023;
+  static constexpr uint32_t kApmLimit = 127;
+  static constexpr int kMinMatch = 5, kMinLongMatch = 20;
   static constexpr size_t kApm2Contexts = 1 << 14;
 
  public:
   Engine(const MixerParams& params, size_t raw_size, int lanes)
       : stride_(static_cast<uint32_t>(lane_stride(raw_size, lanes))),
         table_(params.log2_memory),
-        match_(kMinMatch, match_table_bits(raw_size)),
+        match_(kMinMatch, raw_size, static_cast<size_t>(lanes)),
+        long_match_(kMinLongMatch, raw_size, static_cast<size_t>(lanes)),
         first_{WeightSets(MatchModel::kContexts * 8, kInputs, kInitialWeight),
                WeightSets(256, kInputs, kInitialWeight), WeightSets(256, kInputs, kInitialWeight),
                WeightSets(256 * 8, kInputs, kInitialWeight),
-               WeightSets(kNetwork ? 32 * 8 : 1, kInputs, kInitialWeight)},
+               WeightSets(kNetwork ? 16 * kMatchOpinions * 2 : 1, kInputs, kInitialWeight)},
         second_(256, kSets, 65536 / kSets) {
     past_.bytes.resize(raw_size);
     for (size_t i = 0; i < static_cast<size_t>(lanes); ++i) {
@@ -124,8 +128,8 @@ class Engine final : public MixerEngine {
       lanes_.emplace_back(static_cast<uint32_t>(begin),
                           static_cast<uint32_t>(std::min(begin + stride_, raw_size)));
     }
-    matches_.resize(lanes_.size());
     hashes_.resize(lanes_.size());
+    if (Profile::kSamples) samples_.resize(lanes_.size());
     start_maps();
     if (kNetwork) {
       for (WeightSets& sets : first_) sets.fill_input(kNetworkInput, kInitialNetworkWeight);
@@ -150,12 +154,40 @@ class Engine final : public MixerEngine {
   }
 
  private:
-  static constexpr int32_t kInitialWeight = kNetwork ? 3000 : kContexts > 16 ? 3500 : 6000;
+  static constexpr int32_t kInitialWeight = kNetwork ? 3000 : 6000;
   static constexpr int32_t kInitialNetworkWeight = 40000;
 
-  static int match_table_bits(size_t raw_size) {
-    return std::clamp(static_cast<int>(std::bit_width(raw_size)), 10, 22);
-  }
+  // One of the two matches: of every lane, and of the byte and the bit being coded.
+  struct Matcher {
+    MatchModel model;
+    std::vector<Match> lanes;
+    std::array<uint32_t, MatchModel::kContexts> maps{};
+    uint32_t expected = 0;  // the byte behind a leading one, 0 once it is contradicted
+    uint32_t trust = 0;
+    int bit = 0;
+
+    Matcher(int min_length, size_t raw_size, size_t lanes_)
+        : model(min_length, std::clamp(static_cast<int>(std::bit_width(raw_size)), 10, 22)),
+          lanes(lanes_) {
+      for (uint32_t i = 0; i < MatchModel::kContexts; ++i) {
+        const uint32_t length = i / 4;
+        maps[i] = adaptive_cell(61440 * (length + 1) / (length + 2), 4);
+      }
+    }
+
+    void begin_byte(size_t lane) {
+      const Match& match = lanes[lane];
+      expected = match.expected < 0 ? 0 : static_cast<uint32_t>(match.expected) | 256;
+      trust = MatchModel::trust(match);
+    }
+    void begin_bit(int i, uint32_t partial) {
+      if (expected >> (8 - i) != partial) expected = 0;
+      bit = static_cast<int>(expected >> (7 - i) & 1);
+    }
+    void learn(int actual) {
+      if (expected != 0) maps[trust] = adapt(maps[trust], actual == bit, kMatchMapLimit);
+    }
+  };
 
   void start_maps() {
     for (auto& map : maps_) {
@@ -163,22 +195,24 @@ class Engine final : public MixerEngine {
         map[static_cast<size_t>(state)] = adaptive_cell(history_.initial_p16(state), 10);
       }
     }
-    for (uint32_t i = 0; i < MatchModel::kContexts; ++i) {
-      const uint32_t length = i / 4;
-      match_maps_[i] = adaptive_cell(61440 * (length + 1) / (length + 2), 4);
-    }
   }
 
   void mark_ablated() {
     for (size_t i = 0; i < kContexts; ++i) {
       off_[i] = ablated(kContextNames[static_cast<size_t>(Profile::kContexts[i])]);
     }
-    off_[kContexts] = ablated("order0");
+    for (size_t i = kContexts; i < kHashes; ++i) {
+      constexpr const char* kSampleNames[] = {"sample0", "sample1", "sample2", "sample3",
+                                              "sample4", "sample5", "sample6", "sample7",
+                                              "sample8", "sample9"};
+      off_[i] = ablated(kSampleNames[i - kContexts]);
+    }
+    off_[kHashes] = ablated("order0");
     constexpr const char* kSetNames[] = {"set-match", "set-partial", "set-byte", "set-classes",
                                          "set-confidence"};
     for (size_t s = 0; s < kSets; ++s) set_off_[s] = ablated(kSetNames[s]);
     match_off_ = ablated("match");
-    linear_off_ = ablated("linear");
+    long_match_off_ = ablated("longmatch");
     apm_off_ = ablated("apm");
     network_apm_off_ = ablated("network-apm");
   }
@@ -215,14 +249,17 @@ class Engine final : public MixerEngine {
       if (i == 3) prefetch_buckets(lane, partial);
       if (i == 7) {
         lanes_[lane].append(static_cast<uint8_t>(partial), past_);
-        match_.prefetch(lanes_[lane]);
+        if constexpr (Profile::kSamples) layout_.count_byte(lanes_[lane], past_);
+        match_.model.prefetch(lanes_[lane]);
+        long_match_.model.prefetch(lanes_[lane]);
         prepare(lane);
       }
       learn<Mix>(bit);
       partial_ = partial;
       node_ = i == 3 ? 1 : node_ * 2 + static_cast<uint32_t>(bit);
     }
-    match_.advance(matches_[lane], lanes_[lane], lanes_, stride_, past_);
+    for (Matcher* matcher : {&match_, &long_match_})
+      matcher->model.advance(matcher->lanes[lane], lanes_[lane], lanes_, stride_, past_);
     count_byte();
     return static_cast<uint8_t>(partial_);
   }
@@ -233,7 +270,15 @@ class Engine final : public MixerEngine {
   template <size_t... i>
   void prepare(size_t lane, std::index_sequence<i...>) {
     auto& hashes = hashes_[lane];
-    ((hashes[i] = context_hash<Profile::kContexts[i]>(lanes_[lane], past_, matches_[lane])), ...);
+    ((hashes[i] = context_hash<Profile::kContexts[i]>(lanes_[lane], past_, match_.lanes[lane])),
+     ...);
+    if constexpr (Profile::kSamples) {
+      samples_[lane].advance(lanes_[lane], past_, layout_);
+      for (size_t j = 0; j < SamplePredictor::kContexts; ++j) {
+        hashes[kContexts + j] = samples_[lane].context(j);
+        table_.prefetch(nibble_hash(hashes[kContexts + j], 0));
+      }
+    }
     (table_.prefetch(nibble_hash(hashes[i], 0)), ...);
   }
 
@@ -245,17 +290,25 @@ class Engine final : public MixerEngine {
 
   void begin_byte(size_t lane, const uint32_t* weights) {
     const Lane& state = lanes_[lane];
-    const Match& match = matches_[lane];
     partial_ = 1;
     node_ = 1;
-    expected_ = match.expected < 0 ? 0 : static_cast<uint32_t>(match.expected) | 256;
-    trust_ = MatchModel::trust(match);
+    match_.begin_byte(lane);
+    long_match_.begin_byte(lane);
     c1_ = state.byte_back(1);
     const uint32_t c2 = state.byte_back(2);
-    classes_ = kByteClass[c1_] * 16u + kByteClass[c2];
-    order2_ = hash_of(c1_ | c2 << 8, 0) >> 16;
+    order3_ = hash_of(static_cast<uint32_t>(state.recent(3)), 1);
+    if constexpr (Profile::kSamples) {
+      likely_ = samples_[lane].guess();
+      kind_ = samples_[lane].activity();
+      order2_ = hash_of(likely_ | kind_ << 8, 0) >> 16;
+    } else {
+      likely_ = c1_;
+      kind_ = kByteClass[c1_] * 16u + kByteClass[c2];
+      order2_ = hash_of(c1_ | c2 << 8, 0) >> 16;
+    }
     variant_ = (variant_ + 5) % BitHistory::kVariants;
-    hashes_[lane][kContexts - 1] = context_hash<Context::kExpected>(state, past_, match);
+    hashes_[lane][kContexts - 1] =
+        context_hash<Context::kExpected>(state, past_, match_.lanes[lane]);
     if constexpr (kNetwork) begin_network(weights);
     find_buckets(lane, 0);
   }
@@ -265,57 +318,60 @@ class Engine final : public MixerEngine {
   }
 
   void find_buckets(size_t lane, uint32_t partial) {
-    for (size_t i = 0; i < kContexts; ++i) {
+    for (size_t i = 0; i < kHashes; ++i) {
       buckets_[i] = table_.find(nibble_hash(hashes_[lane][i], partial));
     }
-    buckets_[kContexts] = order0_.data() + 16 * (partial == 0 ? 0 : partial - 15);
+    buckets_[kHashes] = order0_.data() + 16 * (partial == 0 ? 0 : partial - 15);
   }
 
-  // The probability of a 1, of 16 bits, in 1..65535.
+  // The probability of a 1, of 22 bits, never 0 or 1.
   template <class Mix>
   uint32_t predict(int i) {
-    const size_t apm1_context = partial_ | c1_ << 8;
+    const size_t apm1_context = partial_ | likely_ << 8;
     const size_t apm2_context = (order2_ ^ partial_ * 0x9E35) & (kApm2Contexts - 1);
     apm1_.prefetch(apm1_context);
     apm2_.prefetch(apm2_context);
     predict_slots();
-    predict_match(i);
+    predict_match(match_, kMatchInput, i, kAblation && match_off_);
+    predict_match(long_match_, kMatchInput + 2, i, kAblation && long_match_off_);
     if constexpr (kNetwork) predict_network();
     inputs_[kBiasInput] = 256;
     select_weights(static_cast<uint32_t>(i));
     mixed_ = mix<Mix>();
-    if (kAblation && apm_off_) {
-      apm1_.refine(mixed_, apm1_context);
-      apm2_.refine(mixed_, apm2_context);
-      return static_cast<uint32_t>(kLogistic.squash(mixed_));
-    }
-    const int a = apm1_.refine(mixed_, apm1_context);
-    const int b = apm2_.refine(mixed_, apm2_context);
-    return static_cast<uint32_t>(std::clamp((a + b + 1) >> 1, 1, 65535));
+    const auto mixed = static_cast<uint32_t>(kLogistic.squash(mixed_));
+    const uint32_t a = apm1_.refine(mixed_, apm1_context);
+    const uint32_t b = apm2_.refine(mixed_, apm2_context);
+    uint32_t c = mixed;
+    if constexpr (kNetwork) c = apm3_.refine(mixed_, opinions());
+    const uint32_t p1 = kAblation && apm_off_ ? mixed : (mixed + a + b + c + 2) >> 2;
+    return std::clamp(p1, 1u, uint32_t{kProbOne - 1});
+  }
+
+  // The probability itself, beside its logarithm: -1024..1023.
+  static int linear(uint32_t p) {
+    if (kAblation && !kLinear) return 0;
+    return (static_cast<int>(p) - kProbOne / 2) >> (kProbBits - 11);
   }
 
   void predict_slots() {
     for (size_t slot = 0; slot < kSlots; ++slot) {
       const uint8_t state = buckets_[slot][node_];
       states_[slot] = state;
-      const uint32_t p12 = p12_of(maps_[slot][state]);
+      const uint32_t p = p22_of(maps_[slot][state]);
       const bool known = state != 0 && !(kAblation && off_[slot]);
-      inputs_[2 * slot] = known ? kLogistic.stretch12(p12) : 0;
-      inputs_[2 * slot + 1] =
-          known && !(kAblation && linear_off_) ? (static_cast<int>(p12) - 2048) / 2 : 0;
+      inputs_[2 * slot] = known ? kLogistic.stretch(p) : 0;
+      inputs_[2 * slot + 1] = known ? linear(p) : 0;
     }
   }
 
-  void predict_match(int i) {
-    inputs_[kMatchInput] = inputs_[kMatchInput + 1] = 0;
-    if (expected_ >> (8 - i) != partial_ || (kAblation && match_off_)) expected_ = 0;
-    if (expected_ == 0) return;
-    expected_bit_ = static_cast<int>(expected_ >> (7 - i) & 1);
-    const uint32_t p12 = p12_of(match_maps_[trust_]);
-    const int stretched = kLogistic.stretch12(p12);
-    const int linear = (static_cast<int>(p12) - 2048) / 2;
-    inputs_[kMatchInput] = expected_bit_ ? stretched : -stretched;
-    inputs_[kMatchInput + 1] = expected_bit_ ? linear : -linear;
+  void predict_match(Matcher& matcher, size_t input, int i, bool off) {
+    inputs_[input] = inputs_[input + 1] = 0;
+    matcher.begin_bit(i, partial_);
+    if (off) matcher.expected = 0;
+    if (matcher.expected == 0) return;
+    const uint32_t p = p22_of(matcher.maps[matcher.trust]);
+    inputs_[input] = matcher.bit ? kLogistic.stretch(p) : -kLogistic.stretch(p);
+    inputs_[input + 1] = matcher.bit ? linear(p) : -linear(p);
   }
 
   void begin_network(const uint32_t* weights) {
@@ -331,28 +387,48 @@ class Engine final : public MixerEngine {
     const size_t half = network_half_size();
     network_upper_ = 0;
     for (size_t i = half; i < 2 * half; ++i) network_upper_ += network_[i];
-    uint32_t p16 = 32768;
-    if (network_sum_ != 0) p16 = static_cast<uint32_t>((network_upper_ << 16) / network_sum_);
-    p16 = std::clamp(p16, 1u, 65535u);
-    const int stretched = kLogistic.stretch16(p16);
-    const int a = network_apm1_.refine(stretched, partial_);
-    const int b = network_apm2_.refine(stretched, partial_ | c1_ << 8);
-    inputs_[kNetworkInput] = stretched;
-    inputs_[kNetworkInput + 1] = (static_cast<int>(p16) - 32768) / 32;
-    inputs_[kNetworkInput + 2] = kLogistic.stretch16(static_cast<uint32_t>(a));
-    inputs_[kNetworkInput + 3] = kLogistic.stretch16(static_cast<uint32_t>(b));
-    if (kAblation && network_apm_off_) {
-      inputs_[kNetworkInput + 2] = inputs_[kNetworkInput + 3] = 0;
-    }
-    confidence_ = static_cast<uint32_t>(std::abs(stretched)) / 88;  // 0..31
+    uint32_t p = kProbOne / 2;
+    if (network_sum_ != 0) p = static_cast<uint32_t>((network_upper_ << kProbBits) / network_sum_);
+    p = std::min(p, uint32_t{kProbOne - 1});
+    network_stretched_ = kLogistic.stretch(p);
+    const auto refined = [&](Apm& apm, size_t context) {
+      const uint32_t refined_p = apm.refine(network_stretched_, context);
+      return kAblation && network_apm_off_ ? 0 : kLogistic.stretch(refined_p);
+    };
+    inputs_[kNetworkInput] = network_stretched_;
+    inputs_[kNetworkInput + 1] = linear(p);
+    inputs_[kNetworkInput + 2] = refined(network_apm1_, partial_);
+    inputs_[kNetworkInput + 3] = refined(network_apm2_, partial_ | c1_ << 8);
+    inputs_[kNetworkInput + 4] = refined(network_apm3_, (order3_ + partial_ * kHashA) >> 16);
   }
 
+  // What the match says of the network's opinion: nothing, the same or the opposite, by its length.
+  static constexpr uint32_t kMatchOpinions = 9;
+  uint32_t match_opinion() const {
+    if (match_.expected == 0) return 0;
+    const uint32_t length = match_.trust / 4;  // in steps: MatchModel::trust
+    const uint32_t step = length < 8 ? 0 : length < 10 ? 1 : length < 13 ? 2 : 3;
+    return 1 + 2 * step + ((network_stretched_ > 0) == (match_.bit != 0));
+  }
+
+  // The same for a refinement, in full.
+  size_t opinions() const {
+    const uint32_t match = match_.expected != 0
+                               ? 2 * match_.trust + static_cast<uint32_t>(match_.bit)
+                               : 128 + (network_stretched_ > 0);
+    return confidence() * 256 + match;
+  }
+  // Of the network: 0..15.
+  uint32_t confidence() const { return static_cast<uint32_t>(std::abs(network_stretched_)) / 192; }
+
   void select_weights(uint32_t i) {
-    selected_[0] = first_[0].set((expected_ != 0 ? trust_ : 0) * 8 + i);
+    selected_[0] = first_[0].set((match_.expected != 0 ? match_.trust : 0) * 8 + i);
     selected_[1] = first_[1].set(partial_);
     selected_[2] = first_[2].set(c1_);
-    selected_[3] = first_[3].set(classes_ * 8 + i);
-    if constexpr (kNetwork) selected_[4] = first_[4].set(confidence_ * 8 + i);
+    selected_[3] = first_[3].set(kind_ * 8 + i);
+    if constexpr (kNetwork) {
+      selected_[4] = first_[4].set((confidence() * kMatchOpinions + match_opinion()) * 2 + (i > 3));
+    }
     final_ = second_.set(partial_);
   }
 
@@ -370,13 +446,13 @@ class Engine final : public MixerEngine {
   template <class Mix>
   void learn(int bit) {
     learn_slots(bit);
-    if (expected_ != 0) {
-      match_maps_[trust_] = adapt(match_maps_[trust_], bit == expected_bit_, kMatchMapLimit);
-    }
+    match_.learn(bit);
+    long_match_.learn(bit);
     if constexpr (kNetwork) learn_network(bit);
-    learn_weights<Mix>(bit << 16);
-    apm1_.update(bit, kApmRate);
-    apm2_.update(bit, kApmRate);
+    learn_weights<Mix>(bit << kProbBits);
+    apm1_.update(bit, kApmLimit);
+    apm2_.update(bit, kApmLimit);
+    if constexpr (kNetwork) apm3_.update(bit, kApmLimit);
   }
 
   void learn_slots(int bit) {
@@ -392,16 +468,15 @@ class Engine final : public MixerEngine {
   void learn_network(int bit) {
     if (bit) network_ += network_half_size();
     network_sum_ = bit ? network_upper_ : network_sum_ - network_upper_;
-    network_apm1_.update(bit, kApmRate);
-    network_apm2_.update(bit, kApmRate);
+    for (Apm* apm : {&network_apm1_, &network_apm2_, &network_apm3_}) apm->update(bit, kApmLimit);
   }
 
   // Every set learns from its own error; the final weights from that of the whole.
   template <class Mix>
   void learn_weights(int target) {
-    const int final_step = (target - kLogistic.squash(mixed_)) * kFinalRate >> 4;
+    const int final_step = (target - kLogistic.squash(mixed_)) * kFinalRate >> (kProbBits - 12);
     for (size_t s = 0; s < kSets; ++s) {
-      const int step = (target - kLogistic.squash(outputs_[s])) * rate_ >> 4;
+      const int step = (target - kLogistic.squash(outputs_[s])) * rate_ >> (kProbBits - 12);
       Mix::train(inputs_.data(), selected_[s], kInputs, step);
       const int moved = final_[s] + ((outputs_[s] * final_step + (1 << 15)) >> 16);
       final_[s] = std::clamp(moved, -kWeightMax, kWeightMax);
@@ -415,8 +490,9 @@ class Engine final : public MixerEngine {
 
 #ifdef LMZIP_MIXER_ABLATION
   static constexpr bool kAblation = true;
+  inline static const bool kLinear = !ablated("linear");
 #else
-  static constexpr bool kAblation = false;
+  static constexpr bool kAblation = false, kLinear = true;
 #endif
 
   const BitHistory& history_ = bit_history();
@@ -426,36 +502,37 @@ class Engine final : public MixerEngine {
   uint32_t stride_;
   SharedPast past_;
   std::vector<Lane> lanes_;
-  std::vector<Match> matches_;
-  std::vector<std::array<uint32_t, kContexts>> hashes_;
+  std::vector<std::array<uint32_t, kHashes>> hashes_;
+  SampleLayout layout_;
+  std::vector<SamplePredictor> samples_;
 
   HistoryTable table_;
   std::array<uint8_t, 17 * 16> order0_{};
   std::array<std::array<uint32_t, 256>, kSlots> maps_{};
-  MatchModel match_;
-  std::array<uint32_t, MatchModel::kContexts> match_maps_{};
+  Matcher match_, long_match_;
   std::array<WeightSets, 5> first_;
   WeightSets second_;
   Apm apm1_{65536};
   Apm apm2_{kApm2Contexts};
+  Apm apm3_{kNetwork ? 16 * 256 : 1};
   Apm network_apm1_{kNetwork ? 256 : 1};
   Apm network_apm2_{kNetwork ? 65536 : 1};
+  Apm network_apm3_{kNetwork ? 65536 : 1};
   uint32_t coded_ = 0;
   int rate_ = kRate + kExtraRate;
   size_t variant_ = 0;
 
   // Of the byte being coded.
   uint32_t partial_ = 1, node_ = 1;
-  uint32_t expected_ = 0;  // the match's byte behind a leading one, 0 once it is contradicted
-  uint32_t trust_ = 0, c1_ = 0, classes_ = 0, order2_ = 0;
+  uint32_t c1_ = 0, order2_ = 0, order3_ = 0;
+  uint32_t likely_ = 0, kind_ = 0;  // what selects weights and refinements: docs/mixer.md
   std::array<uint8_t*, kSlots> buckets_{};
   const uint32_t* network_ = nullptr;  // the weights that are left to decide between
   uint64_t network_sum_ = 0;
 
   // Of the bit being coded.
-  int expected_bit_ = 0;
   uint64_t network_upper_ = 0;
-  uint32_t confidence_ = 0;
+  int network_stretched_ = 0;
   std::array<uint8_t, kSlots> states_{};
   alignas(32) std::array<int32_t, kInputs> inputs_{};
   std::array<int32_t*, kSets> selected_{};
@@ -466,7 +543,7 @@ class Engine final : public MixerEngine {
   // Only for measurements: mixer_ablation.h.
   std::array<bool, kSlots> off_{};
   std::array<bool, kSets> set_off_{};
-  bool match_off_ = false, linear_off_ = false, apm_off_ = false, network_apm_off_ = false;
+  bool match_off_ = false, long_match_off_ = false, apm_off_ = false, network_apm_off_ = false;
 };
 
 // One file for each profile, so that they compile side by side.
@@ -475,6 +552,8 @@ std::unique_ptr<MixerEngine> make_text_engine(const MixerParams& params, size_t 
 std::unique_ptr<MixerEngine> make_binary_engine(const MixerParams& params, size_t raw_size,
                                                 int lanes);
 std::unique_ptr<MixerEngine> make_strong_engine(const MixerParams& params, size_t raw_size,
+                                                int lanes);
+std::unique_ptr<MixerEngine> make_sample_engine(const MixerParams& params, size_t raw_size,
                                                 int lanes);
 
 template <class Profile>

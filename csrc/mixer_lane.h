@@ -21,10 +21,25 @@ constexpr uint32_t hash_of(uint32_t a, uint32_t b) {
 }
 constexpr uint32_t hash_of(uint32_t a, uint32_t b, uint32_t c) { return hash_of(hash_of(a, b), c); }
 
+// Kinds of bytes: what a number, a name or a date looks like, whatever it says.
+inline constexpr std::array<uint8_t, 256> kShapeClass = [] {
+  std::array<uint8_t, 256> table{};
+  for (size_t b = 0; b < 256; ++b) {
+    table[b] = static_cast<uint8_t>(b >= '0' && b <= '9'   ? 1
+                                    : b >= 'a' && b <= 'z' ? 2
+                                    : b >= 'A' && b <= 'Z' ? 3
+                                    : b >= 128             ? 4
+                                    : b == ' '             ? 5
+                                    : b == '\n'            ? 6
+                                    : b < 32               ? 7
+                                                           : 8 + b % 8);
+  }
+  return table;
+}();
+
 // Bytes of the frame decoded so far, and what all lanes learn from them together.
 struct SharedPast {
   std::vector<uint8_t> bytes;  // the frame; zeros where nothing is decoded yet
-  std::vector<uint16_t> after_byte = std::vector<uint16_t>(256);    // the last 2 successors
   std::vector<uint16_t> after_pair = std::vector<uint16_t>(65536);  // the last 2 successors
 
   // Period of records.
@@ -48,19 +63,22 @@ struct SharedPast {
 class Lane {
  public:
   Lane(uint32_t begin, uint32_t end)
-      : begin_(begin), end_(end), pos_(begin), line_(begin), above_(begin) {}
+      : begin_(begin), end_(end), pos_(begin), line_(begin), above_(begin) {
+    cells_[0] = begin;
+  }
 
   void append(uint8_t byte, SharedPast& past) {
     past.bytes[pos_] = byte;
-    uint16_t& single = past.after_byte[byte_back(1)];
-    single = static_cast<uint16_t>(single << 8 | byte);
     uint16_t& pair = past.after_pair[recent_ & 0xffff];
     pair = static_cast<uint16_t>(pair << 8 | byte);
     vote_period(byte, past);
+    older_ = older_ << 8 | recent_ >> 56;
     recent_ = recent_ << 8 | byte;
     ++pos_;
     follow_words(byte);
     follow_lines(byte);
+    follow_cells(byte);
+    shape_ = shape_ << 4 | kShapeClass[byte];
   }
 
   uint32_t pos() const { return pos_; }
@@ -68,16 +86,28 @@ class Lane {
   uint32_t end() const { return end_; }
   uint32_t byte_back(int n) const { return recent_ >> (8 * (n - 1)) & 0xff; }
   uint64_t recent() const { return recent_; }
+  uint64_t older() const { return older_; }  // the eight bytes before recent()
   uint64_t recent(int n) const { return recent_ & (~uint64_t{0} >> (64 - 8 * n)); }
   uint32_t word() const { return word_; }
   uint32_t word_back(int n) const { return words_[static_cast<size_t>(n - 1)]; }
   uint32_t column() const { return pos_ - line_; }
   uint32_t field() const { return field_; }
   uint32_t key() const { return key_; }
+  uint32_t shape() const { return shape_; }
+  uint32_t cell() const { return cell_; }
+  uint32_t cell_offset() const { return pos_ - cells_[cell_]; }
 
   // The byte above in the previous line of this lane, 0 without one.
   uint32_t above(const SharedPast& past) const {
     return above_ + column() < line_ ? past.bytes[above_ + column()] : 0;
+  }
+  // The byte in the same place of the same cell of the line above: 0 without such a cell, 1 behind
+  // its end.
+  uint32_t cell_above(const SharedPast& past) const {
+    if (cell_ >= above_count_) return 0;
+    const uint32_t at = above_cells_[cell_] + cell_offset();
+    const uint32_t end = cell_ + 1 < above_count_ ? above_cells_[cell_ + 1] : line_;
+    return at < end ? past.bytes[at] : 1;
   }
   // The byte one record earlier in this lane, 0 without one.
   uint32_t record_back(const SharedPast& past) const {
@@ -114,6 +144,19 @@ class Lane {
     if (byte == ':' || byte == '=' || byte == '>') key_ = words_[0];
   }
 
+  // Cells: what `,`, `;`, `|`, tabs and blanks divide a line into.
+  void follow_cells(uint8_t byte) {
+    if (byte == '\n') {
+      above_cells_ = cells_;
+      above_count_ = cell_ + 1;
+      cell_ = 0;
+      cells_[0] = pos_;
+    } else if (cell_ + 1 < kMaxCells &&
+               (byte == ',' || byte == ';' || byte == '|' || byte == '\t' || byte == ' ')) {
+      cells_[++cell_] = pos_;
+    }
+  }
+
   // A vote for d: this byte was last seen d bytes ago, and before that another d bytes ago.
   void vote_period(uint8_t byte, SharedPast& past) {
     const uint32_t distance = pos_ + 1 - last_seen_[byte];
@@ -129,13 +172,20 @@ class Lane {
     }
   }
 
+  static constexpr uint32_t kMaxCells = 64;
+
   uint32_t begin_, end_, pos_;
+  uint64_t older_ = 0;
   uint64_t recent_ = 0;  // the last eight bytes, the newest lowest
   uint32_t word_ = 0;    // hash of the letters of the current word, 0 between words
   std::array<uint32_t, 3> words_{};
   uint32_t line_, above_;  // where this line and the one before it begin
   uint32_t field_ = 0;     // separators since the line began
   uint32_t key_ = 0;       // the word before the last ':', '=' or '>'
+  uint32_t shape_ = 0;     // the kinds of the last eight bytes, four bits each
+  uint32_t cell_ = 0;      // number of the cell in its line
+  uint32_t above_count_ = 0;
+  std::array<uint32_t, kMaxCells> cells_{}, above_cells_{};  // where they begin
   std::array<uint32_t, 256> last_seen_{}, last_distance_{};
 };
 

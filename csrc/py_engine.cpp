@@ -186,6 +186,7 @@ constexpr std::pair<const char*, MixerProfile> kProfiles[] = {
     {"text", MixerProfile::kText},
     {"binary", MixerProfile::kBinary},
     {"strong", MixerProfile::kStrong},
+    {"sample", MixerProfile::kSample},
 };
 
 FrameParams frame_params(const std::shared_ptr<ExactModel>& model, int method, int table_bits,

@@ -23,6 +23,7 @@ constexpr std::pair<const char*, MixerProfile> kProfiles[] = {
     {"text", MixerProfile::kText},
     {"binary", MixerProfile::kBinary},
     {"strong", MixerProfile::kStrong},
+    {"sample", MixerProfile::kSample},
 };
 
 MixerParams make_params(const std::string& profile, int log2_memory, bool with_network) {
@@ -30,7 +31,7 @@ MixerParams make_params(const std::string& profile, int log2_memory, bool with_n
     if (profile == name) return {log2_memory, value, with_network};
   }
   throw std::invalid_argument("unknown mixer profile \"" + profile +
-                              "\"; expected text, binary or strong");
+                              "\"; expected text, binary, strong or sample");
 }
 
 // (rows, 256), or nothing without a network.

@@ -10,24 +10,21 @@ from typing import Any
 from lmzip.reference_coder import RangeDecoder, RangeEncoder
 
 U32 = 0xFFFFFFFF
-STRETCH_MAX = 2815
+STRETCH_MAX = 3071
+ONE = 1 << 22  # probabilities have 22 bits
 WEIGHT_MAX = 524287
 
 PROFILES = {
-    "text": [0, 1, 2, 3, 5, 7, 8, 15, 13, 22],
-    "binary": [0, 1, 2, 3, 5, 16, 17, 19, 18, 20, 21, 22],
-    "strong": [*range(12), 14, 15, 12, 13, 16, 17, 19, 20, 21, 22],
+    "text": [0, 1, 2, 3, 4, 5, 6, 10, 19, 18, 17],
+    "binary": [0, 1, 2, 3, 4, 11, 12, 14, 13, 15, 16, 17],
+    "strong": [2, 3, 4, 5, 6, 7, 8, 10, 9, 19, 18, 17],
+    "sample": [1, 2, 17],
 }
-EXPECTED = 22
+EXPECTED = 17
 
 
 def clamp(x: int, low: int, high: int) -> int:
     return max(low, min(x, high))
-
-
-def halve(x: int) -> int:
-    """x / 2, rounded towards zero."""
-    return x // 2 if x >= 0 else -(-x // 2)
 
 
 # Section 3: logistic tables.
@@ -36,9 +33,9 @@ def halve(x: int) -> int:
 def _squash_table() -> list[int]:
     e, upper = 1 << 31, []
     for _ in range(STRETCH_MAX + 1):
-        upper.append((1 << 47) // ((1 << 31) + e))
+        upper.append((1 << 53) // ((1 << 31) + e))
         e = (e * 2139111403 + (1 << 30)) >> 31
-    return [65536 - p for p in upper[:0:-1]] + upper
+    return [ONE - p for p in upper[:0:-1]] + upper
 
 
 _SQUASH = _squash_table()
@@ -49,7 +46,7 @@ def squash(x: int) -> int:
 
 
 def _greatest(limit: int) -> int:
-    """The greatest x with squash(x) <= limit, or -2815."""
+    """The greatest x with squash(x) <= limit, or -3071."""
     low, high = -STRETCH_MAX, STRETCH_MAX
     while low < high:
         middle = (low + high + 1) // 2
@@ -57,14 +54,18 @@ def _greatest(limit: int) -> int:
     return low
 
 
-_STRETCH12 = [_greatest(16 * i + 8) for i in range(4096)]
-_TAIL = [_greatest(p) for p in range(2048)]
+_MIDDLE = [_greatest(1024 * i + 512) for i in range(4096)]
+_TAIL = [_greatest(32 * i + 16) for i in range(4096)]
 
 
-def stretch16(p: int) -> int:
-    if p < 2048:
-        return _TAIL[p]
-    return -_TAIL[65536 - p] if p > 63488 else _STRETCH12[p >> 4]
+def stretch(p: int) -> int:
+    if p < 1 << 17:
+        return _TAIL[p >> 5]
+    return -_TAIL[(ONE - 1 - p) >> 5] if p >= ONE - (1 << 17) else _MIDDLE[p >> 10]
+
+
+def linear(p: int) -> int:
+    return (p - ONE // 2) >> 11
 
 
 def limit_stretch(x: int) -> int:
@@ -121,11 +122,8 @@ STATES, NEXT = _machine()  # NEXT[variant][history][bit]
 class Cell:
     """22 bits of probability and a count."""
 
-    def __init__(self, p16: int, count: int) -> None:
-        self.p, self.count = p16 << 6, count
-
-    def p12(self) -> int:
-        return self.p >> 10
+    def __init__(self, p: int, count: int) -> None:
+        self.p, self.count = p, count
 
     def learn(self, bit: int, limit: int) -> None:
         self.p += (((bit << 22) - self.p) * (131072 // (2 * self.count + 3))) >> 16
@@ -133,7 +131,7 @@ class Cell:
 
 
 def history_map() -> list[Cell]:
-    return [Cell(65536 * (5 * o + 2) // (5 * (z + o) + 4), 10) for z, o, _ in STATES]
+    return [Cell((65536 * (5 * o + 2) // (5 * (z + o) + 4)) << 6, 10) for z, o, _ in STATES]
 
 
 # Section 5: hash table.
@@ -171,12 +169,11 @@ class Past:
 
     def __init__(self, n: int, stride: int, lanes: int) -> None:
         self.bytes = bytearray(n)
-        self.after1 = [0] * 256
         self.after2 = [0] * 65536
         self.votes = [0] * 1024
         self.period = self.counted = 0
         self.match_bits = clamp(n.bit_length(), 10, 22)
-        self.places: dict[int, int] = {}
+        self.layout = Layout()
         self.lanes = [
             Lane(min(i * stride, n), min((i + 1) * stride, n), self) for i in range(lanes)
         ]
@@ -190,8 +187,9 @@ class Lane:
         self.word = self.field = self.key = 0
         self.words = [0, 0, 0]
         self.last, self.distance = [0] * 256, [0] * 256
-        self.at = self.length = self.misses = 0
-        self.expected: int | None = None
+        self.cells, self.cells_above = [begin], list[int]()
+        self.shape = 0
+        self.samples = Samples(self)
 
     def back(self, k: int) -> int:
         return self.past.bytes[self.pos - k] if self.pos - k >= self.begin else 0
@@ -202,7 +200,6 @@ class Lane:
 
     def append(self, b: int) -> None:
         past = self.past
-        past.after1[self.back(1)] = (past.after1[self.back(1)] << 8 | b) & 0xFFFF
         pair = self.number(2)
         past.after2[pair] = (past.after2[pair] << 8 | b) & 0xFFFF
         self._vote(b)
@@ -236,6 +233,19 @@ class Lane:
             self.field += 1
         if b in b":=>":
             self.key = self.words[0]
+        if b == 10:
+            self.cells_above, self.cells = self.cells, [self.pos]
+        elif b in b",;|\t " and len(self.cells) < 64:
+            self.cells.append(self.pos)
+        self.shape = (self.shape << 4 | shape_of(b)) & U32
+
+    def cell_above(self) -> int:
+        i = len(self.cells) - 1
+        if i >= len(self.cells_above):
+            return 0
+        at = self.cells_above[i] + self.pos - self.cells[i]
+        end = self.cells_above[i + 1] if i + 1 < len(self.cells_above) else self.line
+        return self.past.bytes[at] if at < end else 1
 
     def above(self) -> int:
         at = self.above_line + self.pos - self.line
@@ -245,21 +255,37 @@ class Lane:
         period = self.past.period
         return self.back(period) if period else 0
 
-    def match(self) -> None:
-        """Section 6.4, after a byte."""
-        past, b = self.past, self.back(1)
+
+def shape_of(b: int) -> int:
+    if b >= 128 or b == 32 or b == 10 or b < 32:
+        return 4 if b >= 128 else 5 if b == 32 else 6 if b == 10 else 7
+    c = chr(b)
+    return 1 if c.isdigit() else 2 if c.islower() else 3 if c.isupper() else 8 + b % 8
+
+
+class Match:
+    """Section 6.4: of one lane."""
+
+    def __init__(self, least: int, lane: Lane, places: dict[int, int]) -> None:
+        self.least, self.lane, self.places = least, lane, places
+        self.at = self.length = self.misses = 0
+        self.expected: int | None = None
+
+    def follow(self) -> None:
+        """After a byte of the lane."""
+        lane, past = self.lane, self.lane.past
         if self.expected is None:
             self.at = self.length = self.misses = 0
         else:
             self.at += 1
-            if self.expected == b:
+            if self.expected == lane.back(1):
                 self.length = min(self.length + 1, 400)
                 self.misses = 0 if self.length >= 16 else self.misses
             else:
                 self.length, self.misses = 0, self.misses + 1
                 if self.misses > 8:
                     self.at = self.length = self.misses = 0
-        if self.pos - self.begin >= 7:
+        if lane.pos - lane.begin >= self.least:
             self._find()
         self.expected = None
         if (self.length or self.misses) and self.at < len(past.bytes):
@@ -268,58 +294,228 @@ class Lane:
                 self.expected = past.bytes[self.at]
 
     def _find(self) -> None:
-        past, x = self.past, self.number(7)
-        index = hash_of(x & U32, x >> 32) >> (32 - past.match_bits)
-        place = past.places.get(index, 0)
+        lane, past = self.lane, self.lane.past
+        x = lane.number(min(self.least, 16))
+        parts = [x >> (32 * i) & U32 for i in range(2 if self.least <= 8 else 4)]
+        index = hash_of(parts[0], parts[1], *parts[2:]) >> (32 - past.match_bits)
+        place = self.places.get(index, 0)
         if self.length < 16 and place:
             agreed = 0
             while (
-                agreed < min(40, place, self.pos - self.begin)
-                and past.bytes[place - 1 - agreed] == past.bytes[self.pos - 1 - agreed]
+                agreed < min(40, place, lane.pos - lane.begin)
+                and past.bytes[place - 1 - agreed] == past.bytes[lane.pos - 1 - agreed]
             ):
                 agreed += 1
-            if agreed >= 7 and agreed > self.length:
+            if agreed >= self.least and agreed > self.length:
                 self.at, self.length, self.misses = place, agreed, 0
-        past.places[index] = self.pos
+        self.places[index] = lane.pos
 
     def trust(self) -> int:
         steps = [*range(1, 9), 12, 16, 20, 24, 32, 48, 400]
         return 4 * sum(self.length >= s for s in steps) + min(self.misses, 3)
 
 
+# Section 6.5: samples.
+
+
+class Layout:
+    """How samples lie in the frame."""
+
+    def __init__(self) -> None:
+        self.scores: dict[int, int] = {}
+        self.rough = [0, 0]
+        self.counted, self.pixel, self.row, self.wide, self.high_at = 0, 1, 24, False, 0
+
+    def count(self, lane: Lane) -> None:
+        self.counted += 1
+        if self.counted % 2048 == 0 and lane.pos - lane.begin >= 512:
+            self._measure(lane)
+
+    def _measure(self, lane: Lane) -> None:
+        data, begin = lane.past.bytes, lane.pos - 256
+        most = min(4096, lane.pos - lane.begin - 256)
+        for d in range(1, most + 1):
+            apart = sum(abs(data[begin + i] - data[begin + i - d]) for i in range(256))
+            self.scores[d] = (self.scores.get(d, apart) + apart) // 2
+        self.pixel = min(range(1, 5), key=lambda d: self.scores[d])
+        self.row = min(range(24, most + 1), key=lambda d: self.scores[d])
+        rough = [0, 0]
+        for at in range(begin, lane.pos):
+            change = (data[at] - data[at - self.pixel]) & 255
+            rough[at % 2] += min(change, 256 - change)
+        self.rough = [(old + new) // 2 for old, new in zip(self.rough, rough, strict=True)]
+        self.high_at = int(self.rough[1] < self.rough[0])
+        self.wide = (
+            self.pixel % 2 == 0 and 3 * self.rough[self.high_at] < self.rough[1 - self.high_at]
+        )
+
+
+class Filter:
+    def __init__(self) -> None:
+        self.weights = [0] * 20
+
+    def predict(self, taps: list[int]) -> int:
+        return sum(w * t for w, t in zip(self.weights, taps, strict=True)) >> 16
+
+    def learn(self, taps: list[int], error: int, rate: int) -> None:
+        power = 1 + sum(t * t for t in taps)
+        gain = (abs(error) << 32) // power * (1 if error > 0 else -1)
+        self.weights = [
+            clamp(w + ((gain * t) >> (16 + rate)), -(2**21) + 1, 2**21 - 1)
+            for w, t in zip(self.weights, taps, strict=True)
+        ]
+
+
+class Samples:
+    """What a lane expects of its next byte as part of a pixel or of a 16-bit sample."""
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.filters = [[Filter(), Filter()] for _ in range(4)]
+        self.taps, self.guesses, self.samples = [0] * 20, [0, 0], [0] * 5
+        self.errors = [0] * 4
+        self.base = self.channel = self.guess = self.activity = 0
+        self.last_error = 16
+        self.wide = self.filtered = False
+        self.contexts: list[int] = []
+
+    def advance(self) -> None:
+        layout, pos = self.lane.past.layout, self.lane.pos
+        if self.filtered:
+            self._learn()
+        self.filtered = False
+        self.wide = layout.wide
+        if not self.wide:
+            kind, pairs = self._pixel(layout)
+        elif pos % 2 != layout.high_at:
+            kind, pairs = self._low(layout)
+        else:
+            kind, pairs = self._high()
+        self.contexts = [
+            hash_of(a, b, (256 * i + kind) * 0x3D4D51CB + 2 & U32) for i, (a, b) in enumerate(pairs)
+        ]
+
+    def _learn(self) -> None:
+        sample = signed(self.lane.back(1) << 8 | self.lane.back(2))
+        actual = sample if self.wide else (self.lane.back(1) - self.base) * 16
+        for f, rate in enumerate((5, 7)):
+            filter_ = self.filters[self.channel][f]
+            filter_.learn(self.taps, actual - self.guesses[f], rate)
+        error = actual - self.guesses[0]
+        mean = self.errors[self.channel]
+        self.errors[self.channel] = mean + abs(error) // (1 if self.wide else 4) - mean // 4
+        self.last_error = clamp(error >> (6 if self.wide else 5), -15, 15) + 16
+
+    def _filter(self) -> None:
+        self.guesses = [f.predict(self.taps) for f in self.filters[self.channel]]
+        size = (self.errors[self.channel] // 4).bit_length() * 3 // 4
+        self.activity = 8 * self.channel + min(size, 7)
+
+    def _pixel(self, layout: Layout) -> tuple[int, list[tuple[int, int]]]:
+        s, r, back = layout.pixel, layout.row, self.lane.back
+        w, n, nw, ne, ww, nn = (back(d) for d in (s, r, r + s, r - s, 2 * s, 2 * r))
+        p, p_w, p_n = back(1), back(1 + s), back(1 + r)
+        more = [2 * r - s, 2 * r + s, r - 2 * s, 3 * s, 4 * s, 5 * s, 6 * s]
+        more += [r + s + 1, r - s + 1, 2, s + 2, r + 2]
+        self.base = w
+        self.taps = [n, nw, ne, ww, nn, p, p_w, p_n, *(back(d) for d in more)]
+        self.taps = [16 * (tap - w) for tap in self.taps]
+        self.channel = self.lane.pos % s
+        self._filter()
+        self.filtered = True
+        a, b = self.guesses
+        self.guess = clamp(w + ((a + b + 16) >> 5), 0, 255)
+        steep = (abs(w - nw) + abs(n - nw) + abs(n - ne)).bit_length()
+
+        def clip(x: int) -> int:
+            return clamp(x, 0, 255)
+
+        return self.channel, [
+            (clamp((16 * w + a + 2) >> 2, 0, 1023), 0),
+            (self.guess, self.last_error),
+            (clip(w + n - nw), clip(p - p_n + 128) // 8),
+            (clip(n + p - p_n), self.activity),
+            (clip(w + p - p_w), steep),
+            (n, p),
+            (clip(2 * n - nn), clip(2 * w - ww) // 4),
+            ((w + ne) // 2, (n + nw) // 4),
+            (n + 256 * nn, w),
+            (n + 256 * ne + 65536 * nw, w),
+        ]
+
+    def _low(self, layout: Layout) -> tuple[int, list[tuple[int, int]]]:
+        channels = layout.pixel // 2
+
+        def sample(d: int) -> int:
+            if 2 * d > self.lane.pos - self.lane.begin:
+                return 0
+            return signed(self.lane.back(2 * d) | self.lane.back(2 * d - 1) << 8)
+
+        self.taps = [sample(i + 1) for i in range(20)]
+        self.base = 0
+        self.channel = 0 if channels == 1 else self.lane.pos // 2 % 2
+        self._filter()
+        a, b, c = (sample(i * channels) for i in (1, 2, 3))
+        fast, slow = (clamp(guess, -32768, 32767) for guess in self.guesses)
+        middle = (fast + slow) >> 1
+        self.samples = [fast, slow, middle, 2 * a - b, 3 * a - 3 * b + c]
+        self.guess = middle & 255
+        kind = 16 + self.channel
+        pairs = [(x & 255, self.activity) for x in self.samples]
+        pairs += [(self.guess >> 3, middle >> 8), (middle >> 2, 0)]
+        return kind, pairs + self._recent(256)
+
+    def _high(self) -> tuple[int, list[tuple[int, int]]]:
+        apart = [x - self.lane.back(1) + 128 for x in self.samples]
+        self.guess = apart[2] >> 8 & 255
+        pairs = [(x >> 8, (x & 255) // 16) for x in apart]
+        pairs += [(self.guess, (apart[2] & 255) // 64 + 4 * self.activity)]
+        pairs += [(self.samples[2] >> 4, 0)]
+        self.filtered = True
+        return 18 + self.channel, pairs + self._recent(self.lane.back(1))
+
+    def _recent(self, low: int) -> list[tuple[int, int]]:
+        back = self.lane.back
+        return [(back(2), low), (back(2), back(4)), (self.activity, self.last_error)]
+
+
+def signed(x: int) -> int:
+    return x - 65536 if x >= 32768 else x
+
+
 # Section 7: contexts.
 
 
-def context(number: int, lane: Lane) -> int:
+def context(number: int, lane: Lane, match: Match) -> int:
     s = (number * 0x3D4D51CB + 1) & U32
     c1, c2, c3, c4 = (lane.back(k) for k in range(1, 5))
     past = lane.past
     word1, word2 = lane.words[:2]
     prefix = (lane.word + c1) & U32
-    if number <= 6:
-        x = lane.number([1, 2, 3, 4, 5, 6, 8][number])
+    if number <= 4:
+        x = lane.number([1, 2, 3, 4, 6][number])
         return hash_of(x & U32, x >> 32, s)
     if number == EXPECTED:
-        if lane.expected is None:
+        if match.expected is None:
             return hash_of(0, c1, s)
-        return hash_of(lane.expected + 1, lane.trust() // 8, s)
+        return hash_of(match.expected + 1, match.trust() // 8, s)
+    offset = min(lane.pos - lane.cells[-1], 255)
     column = lane.pos % past.period + 256 if past.period else c2
     return {
-        7: lambda: hash_of(lane.word, c1, s),
-        8: lambda: hash_of(prefix, word1, s),
-        9: lambda: hash_of(prefix, word2, s),
-        10: lambda: hash_of(word1, c1 + 256 * c2, s),
-        11: lambda: hash_of(lane.key, prefix, s),
-        12: lambda: hash_of(lane.above(), c1, s),
-        13: lambda: hash_of(lane.field << 16 & U32 | lane.above(), c1, s),
-        14: lambda: hash_of(past.after1[c1], c1, s),
-        15: lambda: hash_of(past.after2[c2 * 256 + c1], c1, s),
-        16: lambda: hash_of(c2, 0, s),
-        17: lambda: hash_of(c3, 0, s),
-        18: lambda: hash_of(c4, 0, s),
-        19: lambda: hash_of(c2 + 256 * c3, 0, s),
-        20: lambda: hash_of(lane.record(), c1, s),
-        21: lambda: hash_of(column, lane.record(), s),
+        5: lambda: hash_of(lane.word, c1, s),
+        6: lambda: hash_of(prefix, word1, s),
+        7: lambda: hash_of(prefix, word2, s),
+        8: lambda: hash_of(lane.key, prefix, s),
+        9: lambda: hash_of(lane.field << 16 & U32 | lane.above(), c1, s),
+        10: lambda: hash_of(past.after2[c2 * 256 + c1], c1, s),
+        11: lambda: hash_of(c2, 0, s),
+        12: lambda: hash_of(c3, 0, s),
+        13: lambda: hash_of(c4, 0, s),
+        14: lambda: hash_of(c2 + 256 * c3, 0, s),
+        15: lambda: hash_of(lane.record(), c1, s),
+        16: lambda: hash_of(column, lane.record(), s),
+        18: lambda: hash_of(lane.cell_above(), 256 * (len(lane.cells) - 1) + offset, s),
+        19: lambda: hash_of(lane.shape, c1, s),
     }[number]()
 
 
@@ -342,18 +538,19 @@ def byte_class(c: int) -> int:
 
 class Refinement:
     def __init__(self) -> None:
-        self.knots: dict[int, list[int]] = {}
+        self.knots: dict[int, list[Cell]] = {}
 
     def refine(self, z: int, at: int) -> int:
-        start = [squash(limit_stretch(176 * j - 2816)) for j in range(33)]
-        self.row = self.knots.setdefault(at, start)
-        self.low, self.f = divmod(z + 2816, 176)
-        return (self.row[self.low] * (176 - self.f) + self.row[self.low + 1] * self.f) // 176
+        if at not in self.knots:
+            knots = [squash(limit_stretch(256 * j - 3072)) for j in range(25)]
+            self.knots[at] = [Cell(p, 6) for p in knots]
+        row = self.knots[at]
+        j, f = divmod(z + 3072, 256)
+        self.nearer = row[j + (f >= 128)]
+        return (row[j].p * (256 - f) + row[j + 1].p * f) // 256
 
     def learn(self, bit: int) -> None:
-        nearer = self.low + (2 * self.f >= 176)
-        for j in (self.low, self.low + 1):
-            self.row[j] += (65535 * bit - self.row[j]) >> (6 if j == nearer else 7)
+        self.nearer.learn(bit, 127)
 
 
 class Weights:
@@ -374,39 +571,69 @@ def train(x: Sequence[int], w: list[int], step: int) -> None:
         w[j] = clamp(w[j] + ((a * step + 32768) >> 16), -WEIGHT_MAX, WEIGHT_MAX)
 
 
+class Matcher:
+    """Section 6.4: the matches of all lanes, and what they were worth."""
+
+    def __init__(self, least: int, past: Past) -> None:
+        places: dict[int, int] = {}
+        self.lanes = [Match(least, lane, places) for lane in past.lanes]
+        self.map = [Cell((61440 * (i // 4 + 1) // (i // 4 + 2)) << 6, 4) for i in range(64)]
+
+    def inputs(self, index: int, partial: int, i: int) -> list[int]:
+        match = self.lanes[index]
+        self.bit: int | None = None
+        if match.expected is None or (match.expected | 256) >> (8 - i) != partial:
+            return [0, 0]
+        self.bit, self.trust = match.expected >> (7 - i) & 1, match.trust()
+        p = self.map[self.trust].p
+        sign = 1 if self.bit else -1
+        return [sign * stretch(p), sign * linear(p)]
+
+    def learn(self, bit: int) -> None:
+        if self.bit is not None:
+            self.map[self.trust].learn(int(bit == self.bit), 1023)
+
+
 class Mixer:
     def __init__(self, profile: str, log2_memory: int, n: int, lanes: int, network: bool) -> None:
-        self.contexts = PROFILES[profile]
+        self.contexts, self.sampled = PROFILES[profile], profile == "sample"
+        self.network = network
         self.stride = max(1, -(-n // lanes))
         self.past = Past(n, self.stride, lanes)
         self.table = HistoryTable(log2_memory)
         self.order0 = [[0] * 16 for _ in range(17)]
-        slots = len(self.contexts) + 1
+        slots = len(self.contexts) + (10 if self.sampled else 0) + 1
         self.maps = [history_map() for _ in range(slots)]
-        self.match_map = [Cell(61440 * (i // 4 + 1) // (i // 4 + 2), 4) for i in range(64)]
-        used = 2 * slots + 2 + (4 if network else 0) + 1
+        self.matchers = [Matcher(5, self.past), Matcher(20, self.past)]
+        used = 2 * slots + 4 + (5 if network else 0) + 1
         inputs = -(-used // 8) * 8
-        weight = 3000 if network else 3500 if profile == "strong" else 6000
+        weight = 3000 if network else 6000
         initial = [weight] * inputs
         if network:
-            initial[2 * slots + 2] = 40000
+            initial[2 * slots + 4] = 40000
         self.padding = inputs - used
         self.sets = [Weights(initial) for _ in range(5 if network else 4)]
         self.final = Weights([65536 // len(self.sets)] * len(self.sets))
-        self.a, self.b, self.n1, self.n2 = (Refinement() for _ in range(4))
+        self.a, self.b, self.c, self.n1, self.n2, self.n3 = (Refinement() for _ in range(6))
         self.variant = self.coded = 0
-        self.hashes = [self.all_contexts(lane) for lane in self.past.lanes]
+        self.hashes = [self.all_contexts(index) for index in range(lanes)]
 
-    def all_contexts(self, lane: Lane) -> list[int]:
-        return [context(number, lane) for number in self.contexts]
+    def all_contexts(self, index: int) -> list[int]:
+        lane = self.past.lanes[index]
+        hashes = [context(number, lane, self.matchers[0].lanes[index]) for number in self.contexts]
+        if self.sampled:
+            lane.samples.advance()
+            hashes += lane.samples.contexts
+        return hashes
 
     def code(self, index: int, weights: Any, code_bit: Callable[[int, int], int]) -> int:
         """One byte of a lane; code_bit(i, p1) codes bit i and returns it."""
         lane = self.past.lanes[index]
         self.variant = (self.variant + 5) % 8
         hashes = self.hashes[index]
-        hashes[-1] = context(EXPECTED, lane)
-        self.rate = 14 + 24 * 16384 // (16384 + self.coded)
+        expected_at = len(self.contexts) - 1
+        hashes[expected_at] = context(EXPECTED, lane, self.matchers[0].lanes[index])
+        self.rate = (18 if self.network else 14) + 24 * 16384 // (16384 + self.coded)
         partial, node = 1, 1
         for i in range(8):
             if i in (0, 4):
@@ -414,62 +641,72 @@ class Mixer:
                 buckets = [self.table.find(h, q) for h in hashes]
                 buckets.append(self.order0[0 if i == 0 else partial - 15])
                 node = 1
-            bit = code_bit(i, self.predict(lane, weights, buckets, partial, node, i))
+            bit = code_bit(i, self.predict(index, weights, buckets, partial, node, i))
             self.learn(buckets, node, bit)
             partial, node = 2 * partial + bit, 2 * node + bit
         lane.append(partial - 256)
-        self.hashes[index] = self.all_contexts(lane)
-        lane.match()
+        if self.sampled:
+            self.past.layout.count(lane)
+        self.hashes[index] = self.all_contexts(index)
+        for matcher in self.matchers:
+            matcher.lanes[index].follow()
         self.coded += 1
         return partial - 256
 
     def predict(
-        self, lane: Lane, weights: Any, buckets: list[list[int]], partial: int, node: int, i: int
+        self, index: int, weights: Any, buckets: list[list[int]], partial: int, node: int, i: int
     ) -> int:
+        lane = self.past.lanes[index]
         c1, c2 = lane.back(1), lane.back(2)
+        likely, kind, order2 = c1, 16 * byte_class(c1) + byte_class(c2), c1 + 256 * c2
+        if self.sampled:
+            likely, kind = lane.samples.guess, lane.samples.activity
+            order2 = likely + 256 * kind
         self.histories = [bucket[node] for bucket in buckets]
         x = []
         for cells, history in zip(self.maps, self.histories, strict=True):
-            p = cells[history].p12()
-            x += [_STRETCH12[p], halve(p - 2048)] if history else [0, 0]
-        x += self.predict_match(lane, partial, i)
-        if len(self.sets) == 5:
-            x += self.predict_network(weights, partial, c1, i)
+            p = cells[history].p
+            x += [stretch(p), linear(p)] if history else [0, 0]
+        for matcher in self.matchers:
+            x += matcher.inputs(index, partial, i)
+        if self.network:
+            x += self.predict_network(weights, lane, partial, i)
         self.x = x + [256] + [0] * self.padding
-        trust = 0 if self.expected_bit is None else lane.trust()
-        chosen = [8 * trust + i, partial, c1, 8 * (16 * byte_class(c1) + byte_class(c2)) + i]
-        if len(self.sets) == 5:
-            chosen.append(8 * (abs(self.z) // 88) + i)
+        match = self.matchers[0]
+        trust = 0 if match.bit is None else match.trust
+        chosen = [8 * trust + i, partial, c1, 8 * kind + i]
+        if self.network:
+            opinion = 0
+            if match.bit is not None:
+                step = sum(trust // 4 >= limit for limit in (8, 10, 13))
+                opinion = 1 + 2 * step + int((self.z > 0) == bool(match.bit))
+            chosen.append((abs(self.z) // 192 * 9 + opinion) * 2 + (i > 3))
         self.w = [s.select(at) for s, at in zip(self.sets, chosen, strict=True)]
         self.v = self.final.select(partial)
         self.dots = [dot(self.x, w) for w in self.w]
         self.mixed = dot(self.dots, self.v)
-        a = self.a.refine(self.mixed, partial + 256 * c1)
-        order2 = hash_of(c1 + 256 * c2, 0) >> 16
-        b = self.b.refine(self.mixed, (order2 ^ partial * 0x9E35) % 16384)
-        return clamp((a + b + 1) >> 1, 1, 65535)
+        a = self.a.refine(self.mixed, partial + 256 * likely)
+        b = self.b.refine(self.mixed, (hash_of(order2, 0) >> 16 ^ partial * 0x9E35) % 16384)
+        c = squash(self.mixed)
+        if self.network:
+            opinions = 128 + (self.z > 0) if match.bit is None else 2 * trust + match.bit
+            c = self.c.refine(self.mixed, abs(self.z) // 192 * 256 + opinions)
+        return clamp((squash(self.mixed) + a + b + c + 2) >> 2, 1, ONE - 1)
 
-    def predict_match(self, lane: Lane, partial: int, i: int) -> list[int]:
-        self.expected_bit = None
-        if lane.expected is None or (lane.expected | 256) >> (8 - i) != partial:
-            return [0, 0]
-        self.expected_bit = lane.expected >> (7 - i) & 1
-        self.match_cell = self.match_map[lane.trust()]
-        p = self.match_cell.p12()
-        sign = 1 if self.expected_bit else -1
-        return [sign * _STRETCH12[p], sign * halve(p - 2048)]
-
-    def predict_network(self, weights: Any, partial: int, c1: int, i: int) -> list[int]:
+    def predict_network(self, weights: Any, lane: Lane, partial: int, i: int) -> list[int]:
         first = partial << (8 - i) & 255
         half = 128 >> i
         upper = sum(map(int, weights[first + half : first + 2 * half]))
         total = upper + sum(map(int, weights[first : first + half]))
-        p = clamp(65536 * upper // total, 1, 65535) if total else 32768
-        self.z = stretch16(p)
-        linear = (abs(p - 32768) // 32) * (1 if p > 32768 else -1)
-        a = self.n1.refine(self.z, partial)
-        b = self.n2.refine(self.z, partial + 256 * c1)
-        return [self.z, linear, stretch16(a), stretch16(b)]
+        p = min(ONE * upper // total, ONE - 1) if total else ONE // 2
+        self.z = stretch(p)
+        order3 = (hash_of(lane.number(3), 1) + partial * 0x9E3779B1 & U32) >> 16
+        refined = [
+            self.n1.refine(self.z, partial),
+            self.n2.refine(self.z, partial + 256 * lane.back(1)),
+            self.n3.refine(self.z, order3),
+        ]
+        return [self.z, linear(p), *map(stretch, refined)]
 
     # Section 9.
 
@@ -477,14 +714,14 @@ class Mixer:
         for cells, bucket, history in zip(self.maps, buckets, self.histories, strict=True):
             cells[history].learn(bit, 255)
             bucket[node] = NEXT[self.variant][history][bit]
-        if self.expected_bit is not None:
-            self.match_cell.learn(int(bit == self.expected_bit), 1023)
-        if len(self.sets) == 5:
-            self.n1.learn(bit)
-            self.n2.learn(bit)
+        for matcher in self.matchers:
+            matcher.learn(bit)
+        if self.network:
+            for refinement in (self.c, self.n1, self.n2, self.n3):
+                refinement.learn(bit)
         for w, output in zip(self.w, self.dots, strict=True):
-            train(self.x, w, ((65536 * bit - squash(output)) * self.rate) >> 4)
-        train(self.dots, self.v, ((65536 * bit - squash(self.mixed)) * 6) >> 4)
+            train(self.x, w, ((ONE * bit - squash(output)) * self.rate) >> 10)
+        train(self.dots, self.v, ((ONE * bit - squash(self.mixed)) * 6) >> 10)
         self.a.learn(bit)
         self.b.learn(bit)
 
@@ -505,7 +742,7 @@ def encode(
 
         def code_bit(i: int, p1: int, lane: int = lane, byte: int = raw[at]) -> int:
             bit = byte >> (7 - i) & 1
-            encoders[lane].encode(0 if bit else p1, p1 if bit else 65536 - p1, 16)
+            encoders[lane].encode(0 if bit else p1, p1 if bit else ONE - p1, 22)
             return bit
 
         mixer.code(lane, None if weights is None else weights[at], code_bit)
@@ -521,8 +758,8 @@ def decode(
     for lane, at in _lockstep(n, len(payloads)):
 
         def code_bit(_: int, p1: int, lane: int = lane) -> int:
-            bit = int(decoders[lane].peek(16) < p1)
-            decoders[lane].consume(0 if bit else p1, p1 if bit else 65536 - p1, 16)
+            bit = int(decoders[lane].peek(22) < p1)
+            decoders[lane].consume(0 if bit else p1, p1 if bit else ONE - p1, 22)
             return bit
 
         raw[at] = mixer.code(lane, None if weights is None else weights[at], code_bit)

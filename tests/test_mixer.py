@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import reference_mixer
 from lmzip import CorruptError, DistributionError, _core
 
-PROFILES = ["text", "binary", "strong"]
+PROFILES = ["text", "binary", "strong", "sample"]
 MEMORY = 16  # the smallest table: contexts fight for its buckets
 
 SIZES = [
@@ -122,6 +122,33 @@ def test_equals_the_reference_of_the_specification(profile: str, network: bool) 
     assert reference_mixer.encode(raw, 3, profile, MEMORY, weights) == payloads
 
 
+def recording(channels: int, size: int) -> bytes:
+    """A header of 44 bytes, then 16-bit samples: a tone and noise."""
+    rng = np.random.default_rng(3)
+    t = np.arange(size // 2 // channels)
+    tones = [8000 * np.sin(t / (9 + 4 * c)) + rng.normal(0, 60, t.size) for c in range(channels)]
+    return bytes(44) + np.stack(tones, 1).astype("<i2").tobytes()
+
+
+def picture(pixel: int, row: int, size: int) -> bytes:
+    """Rows of pixels: a slope and noise."""
+    at = np.arange(size)
+    noise = np.random.default_rng(4).integers(0, 5, size)
+    return (
+        (at % row // pixel + at // row * 3 + 40 * (at % pixel) + noise).astype(np.uint8).tobytes()
+    )
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [recording(1, 2800), recording(2, 2800), picture(3, 150, 2800)],
+    ids=["mono", "stereo", "rgb"],
+)
+def test_samples_equal_the_reference(raw: bytes) -> None:
+    payloads = _core.mixer_encode(raw, 1, "sample", MEMORY)
+    assert reference_mixer.encode(raw, 1, "sample", MEMORY) == payloads
+
+
 def test_the_reference_decodes() -> None:
     raw = sample(500)
     weights = sample_weights(raw)
@@ -192,7 +219,7 @@ def test_lanes_learn_from_each_other() -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="expected text, binary or strong"):
+    with pytest.raises(ValueError, match="expected text, binary, strong or sample"):
         _core.mixer_encode(b"a", 1, "texts", MEMORY)
     with pytest.raises(ValueError, match="expected 2\\^16 to 2\\^30"):
         _core.mixer_encode(b"a", 1, "text", 15)

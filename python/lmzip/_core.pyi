@@ -135,7 +135,7 @@ def decode_tokens(
 ) -> bytes: ...
 def token_memory(model: LlamaModel, raw_size: int, lanes: int) -> int: ...
 
-MixerProfile: TypeAlias = Literal["text", "binary", "strong"]
+MixerProfile: TypeAlias = Literal["text", "binary", "strong", "sample"]
 
 def encode_frame(
     model: ExactModel | None,

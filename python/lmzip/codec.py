@@ -49,6 +49,9 @@ class FrameCodec(Protocol):
     def model_id(self) -> bytes: ...  # SHA-256 of the model file; 32 zero bytes for no model
     @property
     def model_name(self) -> str: ...
+    def sized(self, raw_size: int) -> "FrameCodec":
+        """The same codec, with tables no larger than a frame of this size can fill."""
+
     def memory_needed(self, raw_size: int, lanes: int) -> int:
         """Bytes that decoding such a frame takes beyond its raw bytes and payload, at most."""
 
@@ -133,7 +136,10 @@ _FACTORIES: dict[int, Callable[[CodecRequest], FrameCodec]] = {
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """How to encode. Of `codings` (method, mixer profile), those that can be had are tried."""
+    """How to encode. Of `codings` (method, mixer profile), the first is for text.
+
+    What is no text is tried with all of those that can be had.
+    """
 
     name: str
     codings: tuple[tuple[int, int], ...]
@@ -142,12 +148,14 @@ class Preset:
     lanes: int
 
 
+TEXT, BINARY, STRONG, SAMPLE = range(4)  # mixer profiles: docs/mixer.md
+_OTHER = ((METHOD_MIXER, BINARY), (METHOD_MIXER, SAMPLE))
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("fast", ((METHOD_MIXER, 0), (METHOD_MIXER, 1)), 22, 4 << 20, 1),
-        Preset("default", ((METHOD_NETWORK_MIXER, 0), (METHOD_MIXER, 2)), 24, 4 << 20, 16),
-        Preset("best", ((METHOD_NETWORK_MIXER, 2), (METHOD_MIXER, 2)), 26, 16 << 20, 8),
+        Preset("fast", ((METHOD_MIXER, TEXT), *_OTHER), 24, 4 << 20, 1),
+        Preset("default", ((METHOD_NETWORK_MIXER, STRONG), *_OTHER), 24, 4 << 20, 16),
+        Preset("best", ((METHOD_NETWORK_MIXER, STRONG), *_OTHER), 26, 16 << 20, 8),
         Preset("network", ((METHOD_NETWORK, 0),), 0, 4 << 20, 16),  # for measuring
         Preset("order0", ((METHOD_ORDER0, 0),), 0, 1 << 20, 1),  # for tests
     )
@@ -159,7 +167,7 @@ LEVELS = {
 }
 # A lane starts without history. Measured on alice29.txt (152 KB, network and mixer): 4 lanes cost
 # 1.7 % over one, 16 lanes 2.4 %; on one core a single lane decodes nearly as fast as 16.
-MIN_LANE_SIZE = 32768
+MIN_LANE_SIZE = 65536
 
 
 def method_names() -> list[str]:
@@ -177,8 +185,10 @@ def preset_named(preset: str | int | None) -> Preset:
     return PRESETS[name]
 
 
-def lanes_for(raw_size: int, wanted: int) -> int:
-    """How many lanes a frame gets when the user has not said."""
+def lanes_for(raw_size: int, wanted: int, method: int) -> int:
+    """How many lanes a frame gets when the user has not said: one where they gain nothing."""
+    if method == METHOD_MIXER:
+        return 1
     return max(1, min(wanted, raw_size // MIN_LANE_SIZE))
 
 

@@ -18,7 +18,10 @@ from lmzip.errors import CorruptError, LmzipError
 
 READ_SIZE = 1 << 20
 SAMPLES, SAMPLE_SIZE = 16, 2048  # places of a frame, and bytes at each, by which it is judged
-FEW_SAMPLES = 4  # where a pretrained model would take seconds for more
+TRIAL_SIZE = 16384  # bytes of each of the two pieces that codecs compete on
+TOKEN_TRIAL_SIZE = 2048  # where a pretrained model would take seconds for more
+_CONTROLS = bytes({*range(32), 127} - set(b"\t\n\r\f"))
+_LOW = bytes(range(128))
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -64,8 +67,9 @@ def encode_frame(data: bytes, position: int, settings: EncodeSettings) -> Encode
     stored = EncodedFrame(stored_header.pack() + data, stored_header)
     if looks_incompressible(data):
         return stored
-    lanes = min(settings.lanes or lanes_for(len(data), settings.max_lanes), len(data))
-    codec = choose_codec(data, settings.codecs)
+    codec = choose_codec(data, settings.codecs).sized(len(data))
+    lanes = settings.lanes or lanes_for(len(data), settings.max_lanes, codec.method)
+    lanes = min(lanes, len(data))
     payloads = codec.encode_frame(data, lanes)
     coded = _pack_frame(codec, payloads, position, len(data), raw_crc)
     if coded.header.payload_size > len(data) or len(coded.record) >= len(stored.record):
@@ -104,18 +108,38 @@ def looks_incompressible(data: bytes) -> bool:
 
 
 def choose_codec(data: bytes, codecs: Sequence[FrameCodec]) -> FrameCodec:
-    """Return the codec that makes samples of the frame smallest, the first among equals."""
-    if len(codecs) == 1:
+    """Return the first codec for text; else the one that makes two pieces of the frame smallest.
+
+    The pieces are long enough to hold some rows of an image.
+    """
+    if len(codecs) == 1 or looks_like_text(data):
         return codecs[0]
-    count = FEW_SAMPLES if any(c.method == METHOD_TOKENS for c in codecs) else SAMPLES
-    sample = b"".join(_samples(data, count)) if len(data) > count * SAMPLE_SIZE else data
-    return min(codecs, key=lambda codec: sum(map(len, codec.encode_frame(sample, 1))))
+    tokens = any(codec.method == METHOD_TOKENS for codec in codecs)
+    size = TOKEN_TRIAL_SIZE if tokens else TRIAL_SIZE
+    pieces = list(_samples(data, 2, size)) if len(data) > 2 * size else [data]
+
+    def cost(codec: FrameCodec) -> int:
+        return sum(
+            len(payload)
+            for piece in pieces
+            for payload in codec.sized(len(piece)).encode_frame(piece, 1)
+        )
+
+    return min(codecs, key=cost)
 
 
-def _samples(data: bytes, count: int = SAMPLES) -> Iterator[bytes]:
+def looks_like_text(data: bytes) -> bool:
+    """True if next to no byte is a control character, and those above 127 are few or UTF-8."""
+    if len(data) - len(data.translate(None, _CONTROLS)) > len(data) // 1000:
+        return False
+    high = len(data.translate(None, _LOW))
+    return high <= len(data) // 4 or len(data.decode("utf-8", "ignore").encode()) > 0.99 * len(data)
+
+
+def _samples(data: bytes, count: int = SAMPLES, size: int = SAMPLE_SIZE) -> Iterator[bytes]:
     for i in range(count):
-        start = i * (len(data) - SAMPLE_SIZE) // (count - 1)
-        yield data[start : start + SAMPLE_SIZE]
+        start = (i + 1) * (len(data) - size) // (count + 1)
+        yield data[start : start + size]
 
 
 def decode_frame(task: FrameTask) -> bytes:

@@ -1,5 +1,6 @@
 """The frame codecs of the C++ core: network, mixer, or both, on the CPU and without PyTorch."""
 
+import copy
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -7,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from lmzip import _core
 from lmzip.codec import CodecRequest
+from lmzip.container import MIN_TABLE_BITS
 from lmzip.errors import UnsupportedError
 from lmzip.model_file import load
 
 if TYPE_CHECKING:
     from lmzip._core import MixerProfile
 
-PROFILES: tuple["MixerProfile", ...] = ("text", "binary", "strong")  # docs/mixer.md
+PROFILES: tuple["MixerProfile", ...] = ("text", "binary", "strong", "sample")  # docs/mixer.md
 
 
 @lru_cache(maxsize=4)
@@ -44,6 +46,15 @@ class NativeCodec:
         self.model_id = info.id if info else bytes(32)
         self.model_name = info.name if info else ""
         self._model = _open_model(info.path, info.id) if info else None
+
+    def sized(self, raw_size: int) -> "NativeCodec":
+        # A byte takes two buckets of 16 bytes in each of a dozen contexts, most of them shared.
+        bits = min(self.table_bits, max(MIN_TABLE_BITS, raw_size.bit_length() + 6))
+        if bits == self.table_bits:
+            return self
+        smaller = copy.copy(self)
+        smaller.table_bits = bits
+        return smaller
 
     def memory_needed(self, raw_size: int, lanes: int) -> int:
         return _core.frame_memory(self._model, raw_size, lanes, self.method, self.table_bits)

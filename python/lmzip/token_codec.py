@@ -1,5 +1,7 @@
 """The frame codec of pretrained language models: tokens in, docs/format.md method 5."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -43,6 +45,9 @@ class TokenCodec:
         self.model_id, self.model_name = request.model.id, request.model.name
         self._threads = request.threads
         self._model = _open_model(request.model.path, request.model.id)
+
+    def sized(self, raw_size: int) -> TokenCodec:  # noqa: ARG002 (no tables)
+        return self
 
     def memory_needed(self, raw_size: int, lanes: int) -> int:
         return _core.token_memory(self._model.native, raw_size, lanes)

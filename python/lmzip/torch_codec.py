@@ -32,6 +32,9 @@ class TorchCodec:
         self.model_id, self.model_name = request.model.id, request.model.name
         self._engine = TorchEngine(load(request.model.path), request.device)
 
+    def sized(self, raw_size: int) -> "TorchCodec":  # noqa: ARG002 (it has no tables)
+        return self
+
     def memory_needed(self, raw_size: int, lanes: int) -> int:
         """Counted from shapes: the caches, and keys and values of one step widened to binary64."""
         a = self._engine.arch

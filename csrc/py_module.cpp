@@ -36,5 +36,6 @@ PYBIND11_MODULE(_core, m) {
   translate_errors();
   lmzip::bind_coder(m);
   lmzip::bind_engine(m);
+  lmzip::bind_lockstep(m);
   lmzip::bind_mixer(m);
 }

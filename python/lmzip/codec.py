@@ -101,7 +101,7 @@ def _order0(request: CodecRequest) -> FrameCodec:  # noqa: ARG001
 
 
 def _network(request: CodecRequest) -> FrameCodec:
-    """On CUDA where that is asked for; the methods with a mixer run on the CPU on any device."""
+    """Where the network runs; devices.py has chosen, and "auto" is left for the CPU."""
     if request.device != "cuda":
         return _native(request)
     from lmzip.torch_codec import TorchCodec
@@ -118,7 +118,7 @@ def _native(request: CodecRequest) -> FrameCodec:
 _FACTORIES: dict[int, Callable[[CodecRequest], FrameCodec]] = {
     METHOD_NETWORK: _network,
     METHOD_MIXER: _native,
-    METHOD_NETWORK_MIXER: _native,
+    METHOD_NETWORK_MIXER: _network,
     METHOD_ORDER0: _order0,
 }
 

@@ -17,6 +17,17 @@ DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")  # the last under 
 AUTO_MIN_SIZE = 64 << 20
 
 
+FRAMES_PER_GPU = 64  # 1024 lanes of the default preset, in two groups that take turns
+RAW_PER_COMPRESSED = 4  # raw bytes that a compressed byte is taken for, where no header is at hand
+
+
+def frames_in_flight() -> int:
+    """How many frames the CUDA devices want at a time."""
+    import torch
+
+    return FRAMES_PER_GPU * torch.cuda.device_count()
+
+
 def driver_present() -> bool:
     return any(Path(name).exists() for name in DRIVER_FILES)
 

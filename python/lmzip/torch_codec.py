@@ -30,7 +30,7 @@ from lmzip.model_file import Architecture, ExactModel, load
 from lmzip.native import PROFILES, NativeCodec
 from lmzip.torch_engine import TorchEngine, TorchLanes
 
-MAX_FRAMES = 128  # coded together, at most
+MAX_FRAMES = devices.FRAMES_PER_GPU  # coded together, at most
 GATHER_SECONDS = 0.02  # how long a frame waits for others to come
 ENCODE_ROWS = {"cuda": 16384, "cpu": 512}  # positions of a group that are evaluated at once
 MAX_BLOCK = 128  # of which of one lane

@@ -7,6 +7,7 @@ namespace lmzip {
 void bind_coder(pybind11::module_& m);
 void bind_engine(pybind11::module_& m);
 void bind_llama(pybind11::module_& m);
+void bind_lockstep(pybind11::module_& m);
 void bind_mixer(pybind11::module_& m);
 
 }  // namespace lmzip

@@ -37,5 +37,6 @@ PYBIND11_MODULE(_core, m) {
   lmzip::bind_coder(m);
   lmzip::bind_engine(m);
   lmzip::bind_llama(m);
+  lmzip::bind_lockstep(m);
   lmzip::bind_mixer(m);
 }

@@ -1,38 +1,68 @@
-"""Frames coded through PyTorch are the bytes of the native engine, and each decodes the other's."""
+"""Frames whose network runs in PyTorch are the bytes of the native engine, and each decodes the
+other's: alone, many at once, with and without the mixer."""
 
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from lmzip import models  # noqa: E402
+import lmzip  # noqa: E402
+from lmzip import _core, models, torch_codec  # noqa: E402
 from lmzip.codec import CodecRequest, ThreadShare  # noqa: E402
-from lmzip.container import METHOD_NETWORK  # noqa: E402
-from lmzip.errors import LmzipError, UnsupportedError  # noqa: E402
+from lmzip.container import METHOD_NETWORK, METHOD_NETWORK_MIXER  # noqa: E402
+from lmzip.errors import CorruptError, LimitError, LmzipError, UnsupportedError  # noqa: E402
+from lmzip.lanes import LOGITS  # noqa: E402
+from lmzip.model_file import serialize  # noqa: E402
 from lmzip.native import NativeCodec  # noqa: E402
-from lmzip.torch_codec import TorchCodec  # noqa: E402
+from lmzip.torch_codec import Batches, Job, TorchCodec, divide, lockstep_text  # noqa: E402
+from random_model import random_model, small_architecture  # noqa: E402
 
 TEXT = (Path(__file__).parent / "data" / "alice29.txt").read_bytes()[5000:]
+METHODS = {"network": METHOD_NETWORK, "network and mixer": METHOD_NETWORK_MIXER}
+TABLE_BITS = 18
 
 
-def request(device: str = "cpu") -> CodecRequest:
-    model = models.default()
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory) -> models.ModelInfo:
+    model = random_model(small_architecture(), 5)
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    path.write_bytes(serialize(model.architecture, model.tensors, {"name": "small"}))
+    return models.read(path)
+
+
+def request(
+    method: int, device: str = "cpu", model: models.ModelInfo | None = None
+) -> CodecRequest:
+    model = model or models.default()
     assert model is not None
-    return CodecRequest(METHOD_NETWORK, 0, 0, model, device, ThreadShare(2))
+    bits = TABLE_BITS if method == METHOD_NETWORK_MIXER else 0
+    return CodecRequest(method, bits, 0, model, device, ThreadShare(2))
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def method(request) -> int:
+    return METHODS[request.param]
 
 
 @pytest.fixture(scope="module")
-def native() -> NativeCodec:
-    return NativeCodec(request())
+def native(method, small_model) -> NativeCodec:
+    return NativeCodec(request(method, model=small_model))
 
 
 @pytest.fixture(scope="module")
-def through_torch() -> TorchCodec:
-    return TorchCodec(request())
+def through_torch(method, small_model) -> TorchCodec:
+    return TorchCodec(request(method, model=small_model))
 
 
-@pytest.mark.parametrize(("size", "lanes"), [(1, 1), (2, 3), (300, 1), (301, 4), (500, 37)])
+SIZES = [(1, 1), (2, 3), (70, 1), (131, 4), (500, 37), (10, 7)]
+
+
+@pytest.mark.parametrize(("size", "lanes"), SIZES)
 def test_the_same_bytes_from_both_and_each_decodes_the_other(native, through_torch, size, lanes):
     raw = TEXT[:size]
     payloads = native.encode_frame(raw, lanes)
@@ -41,22 +71,274 @@ def test_the_same_bytes_from_both_and_each_decodes_the_other(native, through_tor
     assert native.decode_frame(payloads, size) == raw
 
 
-def test_damaged_payloads_are_refused_by_name(through_torch, native):
-    [payload] = native.encode_frame(TEXT[:200], 1)
-    with pytest.raises(LmzipError):
-        through_torch.decode_frame([payload + b"more"], 200)
+def test_the_bundled_model_too(method):
+    native, through_torch = NativeCodec(request(method)), TorchCodec(request(method))
+    payloads = native.encode_frame(TEXT[:300], 20)
+    assert through_torch.encode_frame(TEXT[:300], 20) == payloads
+    assert through_torch.decode_frame(payloads, 300) == TEXT[:300]
+
+
+def at_once(work, items):
+    """work(*item) in a thread for each, all of which start together."""
+    barrier = threading.Barrier(len(items))
+
+    def one(item):
+        barrier.wait()
+        return work(*item)
+
+    with ThreadPoolExecutor(len(items)) as pool:
+        return list(pool.map(one, items))
+
+
+def test_frames_that_come_together_are_coded_together(native, through_torch, monkeypatch):
+    frames = [(TEXT[1000 * i :][:size], lanes) for i, (size, lanes) in enumerate(SIZES)]
+    batches = []
+    divided = torch_codec.divide
+    monkeypatch.setattr(torch_codec, "divide", lambda jobs: batches.append(jobs) or divided(jobs))
+    expected = [native.encode_frame(*frame) for frame in frames]
+    assert at_once(through_torch.encode_frame, frames) == expected
+    coded = [(payloads, len(raw)) for payloads, (raw, _) in zip(expected, frames, strict=True)]
+    assert at_once(through_torch.decode_frame, coded) == [raw for raw, _ in frames]
+    assert max(map(len, batches)) > 1
+
+
+def test_a_damaged_frame_does_not_hurt_those_beside_it(native, through_torch):
+    good, cut, longer = (native.encode_frame(TEXT[i : i + 400], 3) for i in (0, 400, 800))
+    cut = [cut[0], cut[1][:5], cut[2]]
+    longer = [longer[0] + b"more", *longer[1:]]
+
+    def outcome(payloads):
+        try:
+            return through_torch.decode_frame(payloads, 400)
+        except LmzipError as error:
+            return error
+
+    results = at_once(outcome, [(good,), (cut,), (longer,)])
+    assert results[0] == TEXT[:400]
+    assert isinstance(results[1], CorruptError)
+    assert "lane 1 ends before" in str(results[1])
+    assert isinstance(results[2], CorruptError)
+    assert "lane 0 is not the encoding" in str(results[2])
+
+
+def test_a_short_payload_with_a_huge_size_ends_soon(native, through_torch):
+    """Decoding stops when all payloads have run out, not at the size that is claimed."""
+    payloads = native.encode_frame(TEXT[:300], 1)
+    with pytest.raises(CorruptError, match="ends before"):
+        through_torch.decode_frame(payloads, 1 << 26)
+
+
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_out_of_memory_halves_the_batch(native, small_model, method, monkeypatch, direction):
+    codec = TorchCodec(request(method, model=small_model))
+    calls = []
+    name = f"_{direction}"
+    whole = getattr(torch_codec.DeviceWorker, name)
+
+    def limited(self, groups, threads):
+        count = sum(map(len, groups))
+        calls.append(count)
+        if count > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, groups, threads)
+
+    monkeypatch.setattr(torch_codec.DeviceWorker, name, limited)
+    frames = [(TEXT[i * 100 :][:100], 2) for i in range(6)]
+    expected = [native.encode_frame(*frame) for frame in frames]
+    if direction == "encode":
+        assert at_once(codec.encode_frame, frames) == expected
+    else:
+        raws = at_once(codec.decode_frame, [(payloads, 100) for payloads in expected])
+        assert raws == [raw for raw, _ in frames]
+    assert max(calls) > 2
+    assert calls[-1] <= 2
+
+
+def test_a_frame_for_which_there_is_never_memory_is_refused_by_name(small_model, monkeypatch):
+    def starved(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch_codec.DeviceWorker, "_encode", starved)
+    codec = TorchCodec(request(METHOD_NETWORK, model=small_model))
+    with pytest.raises(LimitError, match=r"a frame of 2 lanes .* use --device cpu"):
+        codec.encode_frame(TEXT[:100], 2)
+
+
+def test_several_devices_share_the_frames():
+    both = threading.Barrier(2, timeout=30)
+    seen = {}
+
+    def worker(name):
+        def run(jobs):
+            both.wait()  # passes only if the other device works at the same time
+            seen[name] = len(jobs)
+            return [name] * len(jobs)
+
+        return run
+
+    batches = Batches([worker("first"), worker("second")])
+    outcomes = at_once(batches.run, [(Job(1, 10),) for _ in range(8)])
+    assert sorted(set(outcomes)) == ["first", "second"]
+    assert sum(seen.values()) == 8
+
+
+def test_what_a_batch_raises_reaches_every_thread_of_it():
+    def broken(_):
+        raise ValueError("broken")
+
+    batches = Batches([broken])
+    results = at_once(batches.run, [(Job(1, 10),) for _ in range(3)])
+    assert [str(result) for result in results] == ["broken"] * 3
+
+
+def test_few_lanes_are_left_to_the_cpu(small_model, monkeypatch):
+    codec = TorchCodec(request(METHOD_NETWORK, model=small_model))
+    payloads = codec.encode_frame(TEXT[:200], 2)
+    monkeypatch.setitem(torch_codec.MIN_DECODE_LANES, "cpu", 3)
+    monkeypatch.setattr(torch_codec.DeviceWorker, "_decode", None)  # would fail
+    assert codec.decode_frame(payloads, 200) == TEXT[:200]
+
+
+def test_groups_have_about_as_many_lanes_each():
+    jobs = [Job(lanes, 100) for lanes in (16, 1, 16, 3, 16)]
+    assert sorted(sum(j.lanes for j in group) for group in divide(jobs)) == [20, 32]
+    assert divide(jobs[:1]) == [jobs[:1]]
+
+
+def test_text_in_lockstep():
+    text = lockstep_text([Job(2, 3, b"abc"), Job(3, 4, b"wxyz")], 3)
+    assert [bytes(row) for row in text] == [b"\0ab\0", b"\0c\0\0", b"\0wx\0", b"\0yz\0", b"\0" * 4]
+
+
+def test_whole_files_by_either_device_are_the_same(small_model, monkeypatch):
+    """Through the public functions, with the torch codec in place of the native one."""
+    from lmzip import codec
+
+    raw = TEXT[:20_000]
+    settings = {"preset": "network", "model": small_model, "lanes": 5, "frame_size": 3000}
+    native = lmzip.compress(raw, device="cpu", **settings)
+    for factory in (METHOD_NETWORK, METHOD_NETWORK_MIXER):
+        monkeypatch.setitem(codec._FACTORIES, factory, TorchCodec)
+    assert lmzip.compress(raw, device="cpu", threads=4, **settings) == native
+    assert lmzip.decompress(native, model=small_model, threads=4, device="cpu") == raw
+
+
+def test_an_interval_that_cannot_be_is_refused_and_not_followed():
+    """A defect of the device must not divide by an empty range."""
+    [payloads] = encoder_payloads([(TEXT[:10], 1)])
+    decoder = _core.LockstepDecoder([(payloads, 10)], 0, "text", 1)
+    slots = np.zeros(1, np.uint32)
+    decoder.slots(slots)
+    for lo, freq in ((slots[0], 0), (slots[0] + 1, 5), (slots[0], 1 << 30), (slots[0] - 1, 1)):
+        interval = np.array([[lo, freq]], np.uint32)
+        with pytest.raises(RuntimeError, match="defect of the device"):
+            decoder.take_intervals(np.zeros(1, np.uint8), interval)
+    encoder = _core.LockstepEncoder([(TEXT[:10], 1)], 0, "text", 1)
+    for lo, freq in ((5, 0), ((1 << 30) - 1, 2)):
+        with pytest.raises(RuntimeError, match="defect of the device"):
+            encoder.take_intervals(np.array([[[lo, freq]]], np.uint32))
+
+
+def encoder_payloads(frames):
+    encoder = _core.LockstepEncoder(frames, 0, "text", 1)
+    lanes = sum(lanes for _, lanes in frames)
+    for _ in range(max(-(-len(raw) // lanes) for raw, lanes in frames)):
+        encoder.take_intervals(np.full((lanes, 1, 2), 1 << 20, np.uint32))
+    return encoder.finish()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda e, _: e.take_intervals(np.zeros((3, 1, 2), np.uint32)), r"shape \(2, 1, 2\)"),
+        (lambda e, _: e.take_distances(np.zeros((2, 1, 256), np.uint16)), "intervals are needed"),
+        (lambda _, d: d.slots(np.zeros(3, np.uint32)), r"shape \(2\)"),
+        (lambda _, d: d.take_distances(np.zeros((2, 256), np.uint16), np.zeros(2, np.uint8)),
+         "intervals are needed"),
+    ],
+)  # fmt: skip
+def test_arrays_of_another_shape_are_refused(call, message):
+    encoder = _core.LockstepEncoder([(b"abc", 2)], 0, "text", 1)
+    decoder = _core.LockstepDecoder([([b"", b""], 3)], 0, "text", 1)
+    with pytest.raises(ValueError, match=message):
+        call(encoder, decoder)
+
+
+def test_a_device_that_disagrees_is_found_before_it_writes(small_model):
+    model = torch_codec.load(small_model.path)
+    make = torch_codec.open_engine(model, torch.device("cpu"))
+    assert torch_codec.agrees_with_native(model, make)
+
+    def broken(*shape):
+        lanes = make(*shape)
+        wait = lanes.wait
+
+        def wrong():
+            result = wait()
+            result.rows[-1, -1, -1] += 1
+            return result
+
+        lanes.wait = wrong
+        return lanes
+
+    assert make(1, 1, LOGITS) is not None
+    assert not torch_codec.agrees_with_native(model, broken)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_missing_device_is_named():
     with pytest.raises(UnsupportedError, match="no CUDA device"):
-        TorchCodec(request("cuda"))
+        TorchCodec(request(METHOD_NETWORK, "cuda"))
+
+
+# ── the Triton engine through the same codec; without a GPU in the interpreter ──
+
+
+@pytest.fixture
+def triton_lanes(monkeypatch):
+    """Makes the codec's CPU device run the Triton engine."""
+    kernels = pytest.importorskip("lmzip.triton_kernels", reason="Triton is not installed")
+    if not kernels.INTERPRETED:
+        pytest.skip("Triton compiles here; the tests marked gpu do this on the device")
+    from lmzip.triton_engine import TritonEngine, TritonLanes
+
+    def open_engine(model, device):
+        engine = TritonEngine(model, device)
+        return lambda *shape: TritonLanes(engine, *shape)
+
+    monkeypatch.setattr(torch_codec, "open_engine", open_engine)
+
+
+@pytest.mark.usefixtures("triton_lanes")
+def test_frames_through_the_triton_engine_are_the_native_bytes(native, method, small_model):
+    codec = TorchCodec(request(method, model=small_model))
+    raw = TEXT[:35]
+    payloads = native.encode_frame(raw, 5)
+    assert codec.encode_frame(raw, 5) == payloads
+    assert codec.decode_frame(payloads, len(raw)) == raw
+
+
+# ── on a GPU ──
 
 
 @pytest.mark.gpu
-def test_cuda_makes_the_bytes_of_the_cpu(native):
-    codec = TorchCodec(request("cuda"))
+@pytest.mark.parametrize("lanes", [1, 64, 1000])
+def test_cuda_makes_the_bytes_of_the_cpu(method, lanes):
+    native, codec = NativeCodec(request(method)), TorchCodec(request(method, "cuda"))
     raw = TEXT[:20_000]
-    payloads = native.encode_frame(raw, 64)
-    assert codec.encode_frame(raw, 64) == payloads
-    assert codec.decode_frame(payloads, len(raw)) == raw
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the Triton engine, not its substitute
+        payloads = native.encode_frame(raw, lanes)
+        assert codec.encode_frame(raw, lanes) == payloads
+        assert codec.decode_frame(payloads, len(raw)) == raw
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("preset", ["network", "default"])
+def test_whole_files_across_devices(preset):
+    raw = TEXT * 8
+    on_gpu = lmzip.compress(raw, preset=preset, device="cuda", frame_size=1 << 17)
+    on_cpu = lmzip.compress(raw, preset=preset, device="cpu", frame_size=1 << 17)
+    assert on_gpu == on_cpu
+    assert lmzip.decompress(on_cpu, device="cuda") == raw
+    assert lmzip.decompress(on_gpu, device="cpu") == raw

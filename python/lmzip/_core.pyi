@@ -158,3 +158,35 @@ def decode_frame(
 def frame_memory(
     model: ExactModel | None, raw_size: int, lanes: int, method: int, table_bits: int
 ) -> int: ...
+
+# --- frames in lockstep with a network that runs elsewhere: csrc/py_lockstep.cpp ---
+
+class LockstepEncoder:
+    """frames: (raw bytes, lanes). table_bits 0: no mixer, intervals are taken; else distances."""
+
+    def __init__(
+        self,
+        frames: Sequence[tuple[bytes | bytearray | memoryview, int]],
+        table_bits: int,
+        profile: MixerProfile,
+        threads: int,
+    ) -> None: ...
+    def take_intervals(self, intervals: NDArray[np.uint32]) -> None: ...  # (lanes, steps, 2)
+    def take_distances(self, distances: NDArray[np.uint16]) -> None: ...  # (lanes, steps, 256)
+    def finish(self) -> list[list[bytes]]: ...
+
+class LockstepDecoder:
+    """frames: (payloads, raw size). One step at a time."""
+
+    def __init__(
+        self,
+        frames: Sequence[tuple[Sequence[bytes | bytearray | memoryview], int]],
+        table_bits: int,
+        profile: MixerProfile,
+        threads: int,
+    ) -> None: ...
+    def slots(self, out: NDArray[np.uint32]) -> None: ...  # (lanes)
+    def take_intervals(self, bytes: NDArray[np.uint8], intervals: NDArray[np.uint32]) -> None: ...
+    def take_distances(self, distances: NDArray[np.uint16], bytes: NDArray[np.uint8]) -> None: ...
+    def active(self) -> int: ...
+    def finish(self, frame: int) -> bytes: ...

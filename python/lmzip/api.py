@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from lmzip import models
+from lmzip import devices, models
 from lmzip.codec import DEFAULT_MEMORY_LIMIT, Codecs, FrameCodec, preset_named, usable_threads
 from lmzip.container import (
     MAX_FRAME_SIZE,
@@ -65,6 +65,7 @@ def compress(
         threads=threads,
         device=device,
         verify=verify,
+        raw_size=memoryview(data).nbytes,
     )
     return compressor.compress(data) + compressor.flush()
 
@@ -85,8 +86,9 @@ def decompress(
     """
     view = memoryview(data).cast("B")
     pieces = (bytes(view[at : at + READ_SIZE]) for at in range(0, len(view), READ_SIZE))
-    codecs = open_codecs(model, device, threads, memory_limit)
-    return b"".join(decode_all(read_tasks(pieces, codecs), codecs.threads, memory_limit))
+    raw_size = devices.RAW_PER_COMPRESSED * len(view)
+    codecs = open_codecs(model, device, threads, memory_limit, raw_size)
+    return b"".join(decode_all(read_tasks(pieces, codecs), codecs.frames_at_once, memory_limit))
 
 
 class LmzCompressor:
@@ -96,7 +98,9 @@ class LmzCompressor:
     `lanes` 1..4096 lanes per frame (fewer give smaller files, more decode faster); `frame_size`
     the raw bytes per frame, up to 64 MiB; `threads` how many frames are encoded at once, 0 for
     one per core; `verify` decodes each frame and compares before it is returned; `name` and
-    `mtime_ns` are kept in the header. Holds at most 2 * threads + 2 frames.
+    `mtime_ns` are kept in the header; `raw_size`, the bytes that will come where that is known,
+    helps the device "auto" to choose. Holds at most 2 * threads + 2 frames, on CUDA 130 for each
+    GPU.
 
     Raises ValueError for impossible settings, ModelMismatchError for an unknown model.
     """
@@ -116,17 +120,19 @@ class LmzCompressor:
         verify: bool = False,
         name: str | None = None,
         mtime_ns: int | None = None,
+        raw_size: int | None = None,
     ) -> None:
         chosen = preset_named(preset)
         check_settings(lanes, frame_size)
         if name is not None and not is_safe_name(name):
             raise ValueError(f"{name!r} is not a plain file name")
-        codecs = open_codecs(model, device, threads, None)
+        codecs = open_codecs(model, device, threads, None, raw_size)
         self._settings = EncodeSettings(
             codecs.for_preset(chosen), frame_size or chosen.frame_size, chosen.lanes, lanes, verify
         )
         self._writer = _StreamWriter(_model_ref(codecs, self._settings), name, mtime_ns)
-        self._threads = codecs.threads
+        with_network = any(codec.method in MODEL_METHODS for codec in self._settings.codecs)
+        self._threads = codecs.frames_at_once if with_network else codecs.threads
         self._pool: ThreadPoolExecutor | None = None
         self._running: deque[Future[EncodedFrame]] = deque()
         self._buffer = bytearray()
@@ -330,11 +336,15 @@ def check_settings(lanes: int | None, frame_size: int | None) -> None:
 
 
 def open_codecs(
-    model: ModelName | None, device: str, threads: int, memory_limit: int | None
+    model: ModelName | None,
+    device: str,
+    threads: int,
+    memory_limit: int | None,
+    raw_size: int | None = None,
 ) -> Codecs:
-    """Resolve the user's model, device and threads."""
+    """Resolve the user's model and threads; the device when it is first needed."""
     found = models.find(model) if isinstance(model, str | os.PathLike) else model
-    return Codecs(found, device, usable_threads(threads), memory_limit)
+    return Codecs(found, device, usable_threads(threads), memory_limit, raw_size)
 
 
 def _inspect_file(file: BinaryIO) -> FileInfo:

@@ -5,13 +5,14 @@ package asks which engines exist. Engines are imported when they are first neede
 """
 
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from lmzip import models
+from lmzip import devices, models
 from lmzip.container import (
     METHOD_MIXER,
     METHOD_NAMES,
@@ -105,7 +106,7 @@ def _order0(request: CodecRequest) -> FrameCodec:  # noqa: ARG001
 
 
 def _network(request: CodecRequest) -> FrameCodec:
-    """On CUDA where that is asked for; the methods with a mixer run on the CPU on any device."""
+    """Where the network runs; devices.py has chosen, and "auto" is left for the CPU."""
     if request.device != "cuda":
         return _native(request)
     from lmzip.torch_codec import TorchCodec
@@ -128,7 +129,7 @@ def _tokens(request: CodecRequest) -> FrameCodec:
 _FACTORIES: dict[int, Callable[[CodecRequest], FrameCodec]] = {
     METHOD_NETWORK: _network,
     METHOD_MIXER: _native,
-    METHOD_NETWORK_MIXER: _native,
+    METHOD_NETWORK_MIXER: _network,
     METHOD_ORDER0: _order0,
     METHOD_TOKENS: _tokens,
 }
@@ -211,11 +212,24 @@ class Codecs:
     device: str = "auto"
     threads: int = 1
     memory_limit: int | None = DEFAULT_MEMORY_LIMIT
+    raw_size: int | None = None  # of all the work, where it is known: for the device "auto"
     _share: ThreadShare = field(init=False)
     _open: dict[tuple[int, int, int, bytes], FrameCodec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._share = ThreadShare(self.threads)
+
+    @functools.cached_property
+    def network_device(self) -> str:
+        """ "cpu" or "cuda". UnsupportedError if it is asked for and cannot be had."""
+        return devices.choose(self.device, self.raw_size)
+
+    @property
+    def frames_at_once(self) -> int:
+        """How many frames to work on at a time: one a thread, or enough for the GPUs."""
+        if self.network_device == "cpu":
+            return self.threads
+        return max(self.threads, devices.frames_in_flight())
 
     def for_preset(self, preset: Preset) -> list[FrameCodec]:
         """The codecs to choose from when encoding; order 0 where no better one is built in."""
@@ -276,7 +290,8 @@ class Codecs:
             table_bits = profile = 0
         key = method, table_bits, profile, model.id if model else b""
         if key not in self._open:
-            request = CodecRequest(method, table_bits, profile, model, self.device, self._share)
+            device = self.network_device if model else "cpu"
+            request = CodecRequest(method, table_bits, profile, model, device, self._share)
             self._open[key] = _FACTORIES[method](request)
         return self._open[key]
 

@@ -153,6 +153,20 @@ def intervals(kind: str, rows: Tensor, symbols: NDArray[np.int64]) -> NDArray[np
     return torch.cat(found).cpu().numpy().astype(np.uint32).reshape(steps, lanes, 2)
 
 
+def find_symbols(logits: Tensor, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The symbols whose intervals hold the slots (steps, lanes), in rows (steps, lanes, V).
+
+    C_i ascends with i, so the symbol is the number of i with C_i <= slot, less one.
+    """
+    n = logits.shape[-1]
+    row_weights, _ = weights("logits", logits)
+    prefix = row_weights.to(torch.int64).cumsum(-1)
+    total = prefix[..., -1:].expand_as(prefix)
+    ends = _cumulative(prefix, torch.arange(1, n + 1, device=logits.device), total, n)
+    target = torch.from_numpy(slots).to(logits.device).unsqueeze(-1)
+    return (ends <= target).sum(-1).cpu().numpy()
+
+
 def decoder_rows(kind: str, rows: Tensor) -> tuple[str, NDArray[Any]]:
     """What the native decoder needs of rows (steps, lanes, V): their kind and data on the CPU.
 

@@ -17,7 +17,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from lmzip import models
+from lmzip import devices, models
 from lmzip.api import FileInfo, LmzCompressor, check_settings, inspect, open_codecs
 from lmzip.cli import SUFFIX, UsageError
 from lmzip.codec import DEFAULT_MEMORY_LIMIT, Codecs, method_names, preset_named
@@ -170,6 +170,7 @@ def _compress(name: str, options: Namespace) -> None:
             threads=options.threads,
             device=options.device,
             verify=bool(options.verify or options.rm),
+            raw_size=_size_of(before),
             **_stored_name(name, before, options),
         )
         with (
@@ -191,7 +192,7 @@ def _compress(name: str, options: Namespace) -> None:
 def _decompress(name: str, options: Namespace) -> None:
     headers: list[StreamHeader] = []
     with _source(name, options) as (source, before):
-        codecs = _codecs(options)
+        codecs = _codecs(options, before)
         counter = _Counter(source)
         tasks = counter.tasks(codecs, headers.append)
         if options.name and not options.output and not options.stdout and name != "-":
@@ -205,7 +206,7 @@ def _decompress(name: str, options: Namespace) -> None:
             _sink(target, options, before) as sink,
         ):
             raw = 0
-            for chunk in decode_all(tasks, codecs.threads, codecs.memory_limit):
+            for chunk in decode_all(tasks, codecs.frames_at_once, codecs.memory_limit):
                 raw += sink.write(chunk)
                 progress.update(counter.done(), raw, counter.done_size)
     if options.name and target is not None and headers and headers[0].mtime_ns is not None:
@@ -215,11 +216,13 @@ def _decompress(name: str, options: Namespace) -> None:
 
 def _test(name: str, options: Namespace) -> None:
     with _source(name, options) as (source, before):
-        codecs = _codecs(options)
+        codecs = _codecs(options, before)
         counter = _Counter(source)
         raw = 0
         with Progress(_shown(name), _size_of(before), wanted=_wants_progress(options)) as progress:
-            for chunk in decode_all(counter.tasks(codecs), codecs.threads, codecs.memory_limit):
+            for chunk in decode_all(
+                counter.tasks(codecs), codecs.frames_at_once, codecs.memory_limit
+            ):
                 raw += len(chunk)
                 progress.update(counter.done(), raw, counter.done_size)
     if not options.quiet:
@@ -233,7 +236,7 @@ def _salvage(name: str, options: Namespace) -> None:
         if options.fill_gaps and target is None:
             raise SkipError("--fill-gaps needs an output file: use -o")
         with _sink(target, options, before) as sink:
-            for piece in salvage(view, _codecs(options)):
+            for piece in salvage(view, _codecs(options, before)):
                 if options.fill_gaps:
                     _make_room(sink, piece)
                 if piece.lost:
@@ -398,9 +401,11 @@ class _Counter:
 # ---- before and after -------------------------------------------------------------------------
 
 
-def _codecs(options: Namespace) -> Codecs:
+def _codecs(options: Namespace, compressed: os.stat_result | None) -> Codecs:
     limit = DEFAULT_MEMORY_LIMIT if options.memory_limit is None else options.memory_limit or None
-    return open_codecs(options.model, options.device, options.threads, limit)
+    size = _size_of(compressed)
+    raw_size = None if size is None else devices.RAW_PER_COMPRESSED * size
+    return open_codecs(options.model, options.device, options.threads, limit, raw_size)
 
 
 def _preset(text: str | int | None) -> str | int | None:

@@ -170,7 +170,7 @@ class _Decoding:
         self.codecs: Codecs = open_codecs(model, device, threads, memory_limit)
 
     def run(self, tasks: Iterable[FrameTask]) -> Iterator[bytes]:
-        return decode_all(tasks, self.codecs.threads, self.codecs.memory_limit)
+        return decode_all(tasks, self.codecs.frames_at_once, self.codecs.memory_limit)
 
 
 class _FrameReader(io.RawIOBase):

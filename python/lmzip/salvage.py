@@ -58,7 +58,7 @@ def salvage(view: bytes | memoryview | mmap, codecs: Codecs) -> Iterator[Piece]:
     return ordered_map(
         _decode,
         _Scan(view, codecs).items(),
-        codecs.threads,
+        codecs.frames_at_once,
         budget=codecs.memory_limit,
         cost=lambda item: 0 if isinstance(item, Piece) else item[1].memory,
     )

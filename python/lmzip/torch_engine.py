@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmzip.model_file import ExactModel
+from lmzip import coder_torch
+from lmzip.lanes import DISTANCES, LOGITS, SEARCH, Result
+from lmzip.model_file import Array, ExactModel
 from lmzip.reference import EXP8, HASH_MULTIPLIER, LOGIT_MAX, RESIDUAL_MAX
 
 PREFILL_BLOCK = 128  # positions evaluated at once; bounds the memory of attention
@@ -233,3 +235,42 @@ class TorchEngine:
     def _add(x: Tensor, y: Tensor) -> Tensor:
         grown = x + rint(y, -RESIDUAL_MAX, RESIDUAL_MAX).int()
         return grown.clamp(-RESIDUAL_MAX, RESIDUAL_MAX)
+
+
+class TorchLanes:
+    """Lanes (lanes.py) of a TorchEngine; launch() computes, and wait() has nothing to wait for."""
+
+    def __init__(self, engine: TorchEngine, lanes: int, count: int, mode: str) -> None:
+        if mode == SEARCH and count != 1:
+            raise ValueError("a search finds one byte of each lane at a time")
+        self._engine, self._lanes, self._mode = engine, lanes, mode
+        self.restart()
+
+    def restart(self) -> None:
+        self._state = self._engine.start(self._lanes)
+        self._found = np.zeros(self._lanes, np.uint8)
+
+    def launch(self, inputs: Array | None, given: Array | None) -> None:
+        block = self._found[:, None] if inputs is None else np.ascontiguousarray(inputs)
+        logits = self._engine.prefill(self._state, torch.from_numpy(block))
+        self._rows = self._predict(logits, given)
+
+    def wait(self) -> Result:
+        return Result(self._rows, self._found if self._mode == SEARCH else None)
+
+    def _predict(self, logits: Tensor, given: Array | None) -> Array:
+        if self._mode == LOGITS:
+            rows: Array = logits.cpu().numpy()
+        elif self._mode == DISTANCES:
+            distances = logits.amax(-1, keepdim=True) - logits
+            rows = distances.clamp_max(65535).cpu().numpy().astype(np.uint16)
+        else:
+            assert given is not None
+            symbols = self._search(logits, given) if self._mode == SEARCH else given
+            rows = coder_torch.intervals("logits", logits, np.asarray(symbols, np.int64))
+        return rows
+
+    def _search(self, logits: Tensor, slots: Array) -> Array:
+        symbols = coder_torch.find_symbols(logits, np.asarray(slots, np.int64))
+        self._found = symbols[:, 0].astype(np.uint8)
+        return symbols

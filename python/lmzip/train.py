@@ -399,9 +399,7 @@ def run(args: argparse.Namespace) -> int:
         minutes = args.minutes if args.minutes or args.bytes else 10
         budget = Budget(args.bytes or math.inf, minutes * 60 if minutes else math.inf)
         schedule = Schedule(decay=args.decay_at, quantize=args.quantize_at)
-        job = Run(
-            network, budget, schedule, args.rate, args.seed, _precision(args.precision, device)
-        )
+        job = Run(network, budget, schedule, args.rate, args.seed, _precision(args.precision, device))
         checkpoint = args.checkpoint or args.output.with_name(args.output.name + ".checkpoint")
         if args.resume and checkpoint.exists():
             job.restore(checkpoint, device)

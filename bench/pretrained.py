@@ -3,8 +3,8 @@
     lmzip models import SmolLM2-135M-Instruct.Q4_1.gguf -o smollm2
     python bench/pretrained.py smollm2 --data DATA --lanes 8 --results bench/results/pretrained.csv
 
-CPU time of the whole process, so that other work on the machine counts little. Rows are added to the
-results as they come.
+CPU time of the whole process, so that other work on the machine counts little. Rows are added to
+the results as they come.
 """
 
 import argparse
@@ -25,8 +25,11 @@ from lmzip.token_codec import TokenCodec
 TEXTS = {
     "alice29.txt": ("canterbury/alice29.txt", 0, None),
     "enwik8_95M_200K": ("enwik8", 95_000_000, 200_000),
-    "flask (Python)": ("code/flask.cat", 0, 200_000),
-    "htop (C)": ("code/htop.cat", 0, 200_000),
+    "fields.c": ("canterbury/fields.c", 0, None),
+    "htop_50K": ("code/htop.cat", 0, 50_000),
+    "flask_50K": ("code/flask.cat", 0, 50_000),
+    "alice29_20K": ("canterbury/alice29.txt", 0, 20_000),
+    "enwik8_95M_100K": ("enwik8", 95_000_000, 100_000),
 }
 
 

@@ -12,12 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lmzip
+import reference_recall
 from lmzip import _core, cli, codec, llama_model, models
 from lmzip.container import METHOD_TOKENS
 from lmzip.errors import CorruptError, LimitError, LmzipError, ModelMismatchError, UnsupportedError
 from lmzip.llama_model import LlamaModel
-from lmzip.llama_reference import LlamaReference
-from lmzip.reference_coder import RangeEncoder, cumulative, logit_weights
 from random_llama import random_llama, small_llama
 
 KERNELS = _core.kernels()
@@ -72,18 +71,20 @@ def raw_of(symbols: list[int]) -> bytes:
     return spell(symbols, MODEL.tokens)
 
 
-def test_payload_is_the_reference_coders() -> None:
-    """docs/format.md method 5, step by step: reference network, reference coder."""
-    symbols = some_symbols(30, 1)
-    a, reference = MODEL.architecture, LlamaReference(MODEL)
-    state, encoder, token = reference.start(1), RangeEncoder(), a.start
-    for symbol in symbols:
-        c = cumulative(logit_weights(reference.step(state, np.array([token]))[0].tolist()))
-        token = symbol if symbol < a.vocabulary else a.escape
-        encoder.encode(c[token], c[token + 1] - c[token], 30)
-        if symbol >= a.vocabulary:
-            encoder.encode(symbol - a.vocabulary, 1, 8)
-    assert _core.encode_tokens(NATIVE, [symbols], 1) == [encoder.finish()]
+@pytest.mark.parametrize("threads", [1, 3])
+def test_payloads_are_those_of_the_reference(threads: int) -> None:
+    """docs/format.md method 5, step by step: reference network, guesses, coder."""
+    phrase = some_symbols(9, 1)  # which recurs, in other lanes too, and sometimes goes on otherwise
+    lanes = [
+        some_symbols(5, 2) + 3 * phrase,
+        phrase[:7] + some_symbols(3, 4) + 4 * phrase,
+        [],
+        phrase,
+    ]
+    expected = reference_recall.encode(MODEL, lanes)
+    assert _core.encode_tokens(NATIVE, lanes, threads) == expected
+    sizes = [len(raw_of(lane)) for lane in lanes]
+    assert sum(map(len, expected)) < sum(sizes)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -28,7 +28,7 @@ class Recall {
       : histories_(lanes), table_(kOrders.size() << kTableBits), knots_(kContexts * kKnots) {
     for (size_t i = 0; i < knots_.size(); ++i) {
       const int x = static_cast<int>(i % kKnots) * kStep - (kStretchMax + 1);
-      knots_[i] = static_cast<uint16_t>(kLogistic.squash(clamp_stretch(x)));
+      knots_[i] = static_cast<uint16_t>(std::min(kLogistic.squash(clamp_stretch(x)) >> 6, 65535));
     }
   }
 
@@ -90,7 +90,7 @@ class Recall {
   static constexpr uint32_t kCheckMask = 255;
   static constexpr size_t kContexts = 48;
   static constexpr size_t kKnots = 33;
-  static constexpr int kStep = 2 * (kStretchMax + 1) / (static_cast<int>(kKnots) - 1);  // 176
+  static constexpr int kStep = 2 * (kStretchMax + 1) / (static_cast<int>(kKnots) - 1);  // 192
   static constexpr int kRate = 5;
 
   struct Place {
@@ -117,7 +117,7 @@ class Recall {
   }
 
   static Knots knots_of(const Guess& guess, uint32_t p16) {
-    const int x = kLogistic.stretch16(p16) + kStretchMax + 1;  // 1 .. 2 * kStretchMax + 1
+    const int x = kLogistic.stretch(p16 << 6) + kStretchMax + 1;  // 1 .. 2 * kStretchMax + 1
     return {guess.context * kKnots + static_cast<size_t>(x / kStep),
             static_cast<uint32_t>(x % kStep)};
   }

@@ -62,8 +62,8 @@ class LaneProgress final : public LayerGate {
 // the confidence in the guesses, and the coding.
 //
 // The second pass is a list of tasks, a band of positions of a lane each, lane by lane; threads
-// take them in this order.  So when a task of lane i starts, unfinished ones are among the last
-// `threads`, and the lanes before i - threads are done: their caches may be used again.
+// take them in this order.  There are caches for one lane more than there are threads: a lane waits
+// until the one that had its cache before is done.  Waits are for earlier tasks only.
 class TokenEncoder {
  public:
   TokenEncoder(const LlamaModel& model, std::span<const std::vector<uint32_t>> lanes,
@@ -73,15 +73,19 @@ class TokenEncoder {
         gates_per_lane_(model.arch().n_layers),
         gates_(lanes.size() * gates_per_lane_),
         records_(lanes.size()) {
+    const size_t caches = std::min(lanes.size(), threads + 1);
+    std::vector<size_t> used;  // lanes that are not empty
     for (size_t lane = 0; lane < lanes.size(); ++lane) {
+      if (lanes[lane].empty()) continue;
+      const size_t before = used.size() < caches ? kNone : used[used.size() - caches];
       longest_ = std::max(longest_, lanes[lane].size());
       records_[lane].resize(lanes[lane].size());
       for (size_t begin = 0; begin < lanes[lane].size(); begin += kLlamaRows)
-        tasks_.push_back({lane, begin});
+        tasks_.push_back({lane, begin, used.size() % caches, before});
+      used.push_back(lane);
     }
     threads_ = std::clamp<size_t>(threads, 1, std::max<size_t>(tasks_.size(), 1));
-    cache_lanes_ = std::min(lanes.size(), threads_ + 1);
-    cache_.emplace_back(model, cache_lanes_, longest_);
+    cache_.emplace_back(model, caches, longest_);
   }
 
   Payloads run(Interrupt interrupt) {
@@ -93,8 +97,10 @@ class TokenEncoder {
   }
 
  private:
+  static constexpr size_t kNone = ~size_t{0};
   struct Task {
     size_t lane, begin;
+    size_t cache, before;  // which cache, and whose it was before
   };
   struct Record {
     Recall::Guess guess;
@@ -129,9 +135,9 @@ class TokenEncoder {
     LlamaRow rows[kLlamaRows];
     for (size_t t = begin; t < end; ++t) {
       const uint32_t token = t == 0 ? model_.arch().start : input_of(model_, symbols[t - 1]);
-      rows[t - begin] = {static_cast<uint32_t>(task.lane % cache_lanes_), static_cast<uint32_t>(t),
-                         token};
+      rows[t - begin] = {static_cast<uint32_t>(task.cache), static_cast<uint32_t>(t), token};
     }
+    if (task.before != kNone) job.wait(thread, [&] { return is_done(task.before); });
     LaneProgress gate(job, thread, &gates_[task.lane * gates_per_lane_],
                       static_cast<uint32_t>(begin), static_cast<uint32_t>(end));
     llama_forward(model_, {rows, end - begin}, cache_[0], workspace, logits, &gate);
@@ -150,6 +156,12 @@ class TokenEncoder {
       }
       record.interval = distribution.interval(token);
     }
+  }
+
+  // Whether all bands of a lane have passed the last layer's attention.
+  bool is_done(size_t lane) const {
+    return gates_[lane * gates_per_lane_ + gates_per_lane_ - 1].load(std::memory_order_acquire) ==
+           lanes_[lane].size();
   }
 
   Payloads code(Recall& recall) {
@@ -194,7 +206,7 @@ class TokenEncoder {
   std::vector<std::vector<Record>> records_;  // (lanes, positions)
   std::vector<Task> tasks_;
   std::atomic<size_t> next_task_{0};
-  size_t threads_, cache_lanes_, longest_ = 0;
+  size_t threads_, longest_ = 0;
   std::vector<LlamaCache> cache_;  // one
 };
 

@@ -7,10 +7,10 @@ import numpy as np
 from lmzip.llama_model import LlamaModel
 from lmzip.llama_reference import LlamaReference
 from lmzip.reference_coder import RangeEncoder, cumulative, logit_weights
-from reference_mixer import STRETCH_MAX, limit_stretch, squash, stretch16
+from reference_mixer import STRETCH_MAX, limit_stretch, squash, stretch
 
 ORDERS = (5, 3, 2)
-KNOTS, STEP = 33, 176
+KNOTS, STEP = 33, 192
 LOGIT_MAX = 1 << 20
 
 
@@ -37,7 +37,10 @@ class Recall:
     slots: dict[tuple[int, int], Slot] = field(default_factory=dict)
     knots: list[list[int]] = field(
         default_factory=lambda: [
-            [squash(limit_stretch(i * STEP - STRETCH_MAX - 1)) for i in range(KNOTS)]
+            [
+                min(squash(limit_stretch(i * STEP - STRETCH_MAX - 1)) >> 6, 65535)
+                for i in range(KNOTS)
+            ]
             for _ in range(48)
         ]
     )
@@ -52,13 +55,13 @@ class Recall:
         return None
 
     def refine(self, context: int, p16: int) -> int:
-        low, weight = divmod(stretch16(p16) + STRETCH_MAX + 1, STEP)
+        low, weight = divmod(stretch(p16 << 6) + STRETCH_MAX + 1, STEP)
         knots = self.knots[context]
         learned = (knots[low] * (STEP - weight) + knots[low + 1] * weight) // STEP
         return min(max(p16 + 3 * learned >> 2, 1), 65535)
 
     def adapt(self, context: int, p16: int, right: bool) -> None:
-        low, weight = divmod(stretch16(p16) + STRETCH_MAX + 1, STEP)
+        low, weight = divmod(stretch(p16 << 6) + STRETCH_MAX + 1, STEP)
         nearest = low + (2 * weight >= STEP)
         knots = self.knots[context]
         for i in (low, low + 1):

@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmzip.model_file import Architecture, Array, ExactModel
-from lmzip.reference import HASH_MULTIPLIER
+from lmzip.reference import HASH_MULTIPLIER, RESIDUAL_MAX
 
-RESIDUAL_BITS = 12
+RESIDUAL_BITS = 12  # of the exact residual stream, at most: Network.fit_residual
+RESIDUAL_MARGIN = 4.0  # how much more than in a sample the stream may hold
+BYTE_FRACTION_BITS = 5  # of the byte table: what calibrate() gives for weights up to 4
 LOGIT_BITS = 10
 HEAD_UNITS = 32.0  # int8 units of a normalized query or key, per head root mean square
 TYPICAL_XQ = 36.0  # root mean square of a quantized row: 127 over a crest factor of 3.5
@@ -186,6 +188,8 @@ class Network(nn.Module):
     The input holds, before the first position's own input byte, MAX_ORDER - 1 bytes of history.
     """
 
+    residual_bits: Tensor  # the exact engine's residual stream counts in units of 2^-residual_bits
+
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         a = self.architecture = architecture
@@ -193,6 +197,7 @@ class Network(nn.Module):
         self.ngrams = nn.ModuleList(Table(1 << t.log2_slots, t.width, 0.0) for t in a.ngrams)
         self.layers = nn.ModuleList(Layer(a, w) for w in a.windows)
         self.head = Product(256, a.d_model, 0.0)
+        self.register_buffer("residual_bits", torch.tensor(RESIDUAL_BITS))
 
     def tables(self) -> list[Table]:
         return [self.byte, *cast("Iterable[Table]", self.ngrams)]
@@ -244,6 +249,25 @@ class Network(nn.Module):
             x = layer(x, rotation, False)
 
 
+    @torch.no_grad()
+    def fit_residual(self, history: Tensor) -> None:
+        """Choose the unit of the exact residual stream, from a sample of real text.
+
+        Norms leave the scale of the stream free, and training may let it grow: the finest unit in
+        which RESIDUAL_MARGIN times the largest value still fits.  Tables count in no finer one.
+        """
+        x = self.embed(history, False)
+        rotation = self._rotation(x.shape[1], x.device)
+        largest = x.abs().max().item()
+        for layer in self.blocks():
+            x = layer(x, rotation, False)
+            largest = max(largest, x.abs().max().item())
+        bits = math.floor(math.log2(RESIDUAL_MAX / (RESIDUAL_MARGIN * max(largest, 1e-6))))
+        self.residual_bits.fill_(max(0, min(bits, RESIDUAL_BITS)))
+        for table in self.tables():
+            table.fraction_bits.clamp_(max=int(self.residual_bits))
+
+
 def _quantized_weight(product: Product) -> tuple[Array, Array]:
     """int8 weights and their step per output channel (float64)."""
     w = product.weight.detach().cpu().double().numpy()
@@ -268,11 +292,13 @@ def export(network: Network) -> dict[str, Array]:
     ):
         w = table.weight.detach().cpu().double().numpy() * 2.0 ** int(table.fraction_bits)
         out[f"embedding.{name}"] = np.clip(np.rint(w), -127, 127).astype(np.int8)
+    residual_bits = int(network.residual_bits)
     out["embedding.shift"] = np.array(
-        [RESIDUAL_BITS - int(t.fraction_bits) for t in tables], np.int32
+        [residual_bits - int(t.fraction_bits) for t in tables], np.int32
     )
     for i, layer in enumerate(network.blocks()):
-        out.update({f"layers.{i}.{name}": t for name, t in _export_layer(layer).items()})
+        exported = _export_layer(layer, 2.0**residual_bits)
+        out.update({f"layers.{i}.{name}": t for name, t in exported.items()})
     w8, step = _quantized_weight(network.head)
     out["head.weight"] = w8
     out["head.scale"] = (step * math.log2(math.e) * 2**LOGIT_BITS).astype(np.float32)
@@ -284,9 +310,9 @@ def export(network: Network) -> dict[str, Array]:
     return out
 
 
-def _export_layer(layer: Layer) -> dict[str, Array]:
+def _export_layer(layer: Layer, unit: float) -> dict[str, Array]:
+    """`unit`: how much 1.0 in the residual stream counts."""
     value_step = float(layer.value_step)
-    unit = 2.0**RESIDUAL_BITS
     (wq, sq), (wk, sk), (wv, sv), (wo, so), (wu, su), (wd, sd) = (
         _quantized_weight(p)
         for p in (layer.query, layer.key, layer.value, layer.out, layer.up, layer.down)
@@ -326,18 +352,20 @@ def from_model(model: ExactModel) -> Network:
     again.
     """
     network, t = Network(model.architecture), model.tensors
+    residual_bits = int(t["embedding.shift"][0]) + BYTE_FRACTION_BITS
+    network.residual_bits.fill_(residual_bits)
     for name, table, shift in zip(
         ["byte", *(f"ngram.{i}" for i in range(len(model.architecture.ngrams)))],
         network.tables(),
         t["embedding.shift"].tolist(),
         strict=True,
     ):
-        table.fraction_bits.fill_(RESIDUAL_BITS - shift)
-        table.weight.copy_(
-            torch.from_numpy(t[f"embedding.{name}"]) * 2.0 ** (shift - RESIDUAL_BITS)
-        )
+        table.fraction_bits.fill_(residual_bits - shift)
+        weight = torch.from_numpy(t[f"embedding.{name}"]) * 2.0 ** (shift - residual_bits)
+        table.weight.copy_(weight)
     for i, layer in enumerate(network.blocks()):
-        _import_layer(layer, {k.removeprefix(f"layers.{i}."): v for k, v in t.items()})
+        tensors = {k.removeprefix(f"layers.{i}."): v for k, v in t.items()}
+        _import_layer(layer, tensors, 2.0**residual_bits)
     head = (
         t["head.weight"]
         * (t["head.scale"].astype(float) / (math.log2(math.e) * 2**LOGIT_BITS))[:, None]
@@ -346,8 +374,8 @@ def from_model(model: ExactModel) -> Network:
     return network
 
 
-def _import_layer(layer: Layer, t: dict[str, Array]) -> None:
-    a, value_step, unit = layer.a, float(layer.value_step), 2.0**RESIDUAL_BITS
+def _import_layer(layer: Layer, t: dict[str, Array], unit: float) -> None:
+    a, value_step = layer.a, float(layer.value_step)
     heads, kv = a.n_heads * a.head_dim, a.n_kv_heads * a.head_dim
     scaled = {
         name: t[f"{name}.weight"] * t[f"{name}.scale"].astype(float)[:, None]

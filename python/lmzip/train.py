@@ -255,6 +255,8 @@ class Trainer:
             if self.rank == 0 and now - last_save > args.save_every:
                 run.save(checkpoint)
                 last_save = time.monotonic()
+        history, _ = self.corpus.rows(random, 16, args.length)
+        run.network.fit_residual(torch.from_numpy(history).to(self.device))
         if self.rank == 0:
             run.save(checkpoint)
 

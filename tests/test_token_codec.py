@@ -71,20 +71,28 @@ def raw_of(symbols: list[int]) -> bytes:
     return spell(symbols, MODEL.tokens)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_payloads_are_those_of_the_reference(threads: int) -> None:
+def test_payloads_are_those_of_the_reference() -> None:
     """docs/format.md method 5, step by step: reference network, guesses, coder."""
     phrase = some_symbols(9, 1)  # which recurs, in other lanes too, and sometimes goes on otherwise
-    lanes = [
-        some_symbols(5, 2) + 3 * phrase,
-        phrase[:7] + some_symbols(3, 4) + 4 * phrase,
-        [],
-        phrase,
-    ]
+    other = phrase[:7] + some_symbols(3, 4) + 4 * phrase
+    lanes = [some_symbols(5, 2) + 3 * phrase, other, [], phrase]
     expected = reference_recall.encode(MODEL, lanes)
-    assert _core.encode_tokens(NATIVE, lanes, threads) == expected
-    sizes = [len(raw_of(lane)) for lane in lanes]
-    assert sum(map(len, expected)) < sum(sizes)
+    assert sum(map(len, expected)) < sum(len(raw_of(lane)) for lane in lanes)
+    for threads in (1, 3):
+        assert _core.encode_tokens(NATIVE, lanes, threads) == expected
+
+
+def test_payloads_are_those_of_the_reference_where_guesses_often_fail() -> None:
+    """Two tokens and a byte in any order: every count grows, is halved, is taken over."""
+    few = [*some_symbols(2, 8), MODEL.architecture.vocabulary + 4]
+    rng = np.random.default_rng(9)
+    lanes = [[few[i] for i in rng.choice(3, size, p=[0.75, 0.2, 0.05])] for size in (150, 120, 1)]
+    expected = reference_recall.encode(MODEL, lanes)
+    assert _core.encode_tokens(NATIVE, lanes, 2) == expected
+    raw = b"".join(raw_of(lane) for lane in (lanes[0], lanes[0]))
+    twice = _core.encode_tokens(NATIVE, [lanes[0]] * 2, 1)
+    assert _core.decode_tokens(NATIVE, twice, len(raw), 2) == raw
+    assert _core.encode_tokens(NATIVE, lanes[:1], 1) != expected[:1]  # lanes learn from each other
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -258,6 +266,9 @@ def test_bad_model_file_is_refused(model: LlamaModel, match: str) -> None:
         {"escape": 300},
         {"epsilon": 2.0},
         {"wide": ("all",)},
+        {"wide": 1},
+        {"tied": "yes"},
+        {"more": 1},
         {"vocabulary": 1},
     ],
     ids=str,

@@ -74,6 +74,8 @@ class LlamaArchitecture:
             raise UnsupportedError(f"architecture: sinks {self.sinks} are not within 0..16")
         if not (isinstance(self.epsilon, float) and 0 <= self.epsilon <= 1):
             raise UnsupportedError(f"architecture: epsilon {self.epsilon!r} is not within 0..1")
+        if not (isinstance(self.qk_norm, bool) and isinstance(self.tied, bool)):
+            raise UnsupportedError("architecture: qk_norm and tied must be true or false")
         if not set(self.wide) <= set(WIDE_INPUTS):
             raise UnsupportedError(f"architecture: wide inputs {self.wide} are unknown")
 

@@ -105,6 +105,26 @@ def test_a_model_can_be_trained_further(folder):
     assert bpb[1] < bpb[0] - 0.2
 
 
+def test_a_residual_stream_of_any_size_is_exported(folder):
+    """Norms make a network blind to the scale of the stream; long training lets it grow."""
+    args = options(folder, "--bytes", "20000")
+    corpus_ = train._corpus(args)
+    job = train.Run(train.Network(train._architecture(args)), train.Budget(20000), train.Schedule())
+    train.Trainer(job, corpus_, args, torch.device("cpu")).train(folder / "c")
+    with torch.no_grad():
+        for product in (p for layer in job.network.blocks() for p in (layer.out, layer.down)):
+            product.weight *= 30_000
+    history, _ = corpus_.rows(np.random.default_rng(1), 8, 64)
+    job.network.calibrate(torch.from_numpy(history))
+    job.network.fit_residual(torch.from_numpy(history))
+    train.write_model(job, corpus_, args)
+    bpb = load(folder / "m.safetensors").about["training"]["float_and_exact_bpb"]
+    assert bpb["exact"] < bpb["float"] + 0.05
+    job.network.residual_bits.fill_(12)  # what it takes for a stream that did not grow
+    with pytest.raises(train.TrainingError, match="does not fit its integers"):
+        train.write_model(job, corpus_, args)
+
+
 def test_checkpoints_of_strangers_run_no_code(folder):
     class Evil:
         def __reduce__(self):

@@ -248,7 +248,6 @@ class Network(nn.Module):
             layer.value_step.copy_(torch.quantile(v[: 1 << 22].float(), 0.9999) / 127)
             x = layer(x, rotation, False)
 
-
     @torch.no_grad()
     def fit_residual(self, history: Tensor) -> None:
         """Choose the unit of the exact residual stream, from a sample of real text.

@@ -27,15 +27,16 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmzip import models
+from lmzip import _core, models
 from lmzip._version import __version__
-from lmzip.corpus import Corpus, read_files, read_mix
+from lmzip.corpus import HISTORY, Corpus, read_files, read_mix
 from lmzip.errors import LmzipError
-from lmzip.model_file import Architecture, NgramTable, load, parse, serialize
+from lmzip.model_file import Architecture, ExactModel, NgramTable, load, parse, serialize
 from lmzip.network import Network, export, from_model
 from lmzip.output import AtomicFile
 
 BITS = 1 / math.log(2)
+MAX_EXACT_LOSS = 1.1  # of the bits per byte in float, or the model is not written
 INIT_RATE = 0.2  # of what a network from scratch learns with
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SIZES = {
@@ -221,6 +222,32 @@ def evaluate(
             F.cross_entropy(logits.flatten(0, 1).float(), goal.flatten()).item() * BITS
         )
     return result
+
+
+def exact_loss(
+    network: Network, model: ExactModel, corpus: Corpus, length: int, rows: int = 8
+) -> dict[str, float]:
+    """Bits per byte of held-out text (of training text, if none is held out): in float, and exact.
+
+    What the integers of `model` lose against the network that they were made of.
+    """
+    held_out = [text for _, *text in corpus.held_out_rows(length, rows)]
+    history, targets = (
+        held_out[0] if held_out else corpus.rows(np.random.default_rng(0), rows, length)
+    )
+    engine = _core.Engine(
+        _core.ExactModel(model.tensors, model.architecture.to_json()), len(history), 1
+    )
+    logits = engine.prefill(np.ascontiguousarray(history[:, HISTORY:], np.uint8))
+    with torch.no_grad():
+        device = network.head.weight.device
+        in_float = network(torch.from_numpy(history).to(device)).float().cpu()
+    goal = torch.from_numpy(targets).flatten()
+    exact = torch.from_numpy(logits).double() / (BITS * 1024)  # base-2, units of 2^-10
+    return {
+        name: F.cross_entropy(rows_.flatten(0, 1).double(), goal).item() * BITS
+        for name, rows_ in (("float", in_float), ("exact", exact))
+    }
 
 
 class Trainer:
@@ -428,6 +455,16 @@ def write_model(job: Run, corpus: Corpus, args: argparse.Namespace) -> None:
     """Export, read back, write whole or not at all."""
     if not job.quantized:
         raise TrainingError("the budget ended before the quantization-aware steps: give it more")
+    tensors = export(job.network)
+    loss = exact_loss(
+        job.network, ExactModel(job.network.architecture, tensors, {}), corpus, args.length
+    )
+    if loss["exact"] > MAX_EXACT_LOSS * loss["float"]:
+        raise TrainingError(
+            f"the exact model takes {loss['exact']:.3f} bits a byte where the network takes "
+            f"{loss['float']:.3f}: something does not fit its integers; train longer with int8 "
+            "rounding (--quantize-at), or with a smaller --rate"
+        )
     about = {
         "name": args.name or args.output.name.split(".")[0],
         "release": __version__,
@@ -445,9 +482,10 @@ def write_model(job: Run, corpus: Corpus, args: argparse.Namespace) -> None:
             "seconds": round(job.budget.seconds),
             "torch": torch.__version__,
             "held_out_bpb": job.log[-1]["held_out_bpb"] if job.log else {},
+            "float_and_exact_bpb": {name: round(bpb, 4) for name, bpb in loss.items()},
         },
     }
-    data = serialize(job.network.architecture, export(job.network), about)
+    data = serialize(job.network.architecture, tensors, about)
     model = parse(data)
     with AtomicFile(args.output, overwrite=True) as file:
         file.write(data)

@@ -155,20 +155,22 @@ PRESETS = {
     preset.name: preset
     for preset in (
         Preset("fast", ((METHOD_MIXER, TEXT), *_OTHER), 24, 4 << 20, 1),
-        Preset("default", ((METHOD_NETWORK_MIXER, STRONG), *_OTHER), 24, 4 << 20, 16),
-        Preset("best", ((METHOD_NETWORK_MIXER, STRONG), *_OTHER), 26, 16 << 20, 8),
-        Preset("network", ((METHOD_NETWORK, 0),), 0, 4 << 20, 16),  # for measuring
+        Preset("default", ((METHOD_NETWORK_MIXER, STRONG), *_OTHER), 24, 4 << 20, 8),
+        Preset("best", ((METHOD_NETWORK_MIXER, STRONG), *_OTHER), 26, 16 << 20, 2),
+        Preset("network", ((METHOD_NETWORK, 0),), 0, 4 << 20, 8),  # for measuring
         Preset("order0", ((METHOD_ORDER0, 0),), 0, 1 << 20, 1),  # for tests
     )
 }
 # With a pretrained model, whatever the preset: the mixer takes what is no text.
-TOKEN_CODINGS = ((METHOD_TOKENS, 0), (METHOD_MIXER, 2))
+TOKEN_CODINGS = ((METHOD_TOKENS, 0), *_OTHER)
 LEVELS = {
     level: "fast" if level < 4 else "default" if level < 7 else "best" for level in range(1, 10)
 }
-# A lane starts without history. Measured on alice29.txt (152 KB, network and mixer): 4 lanes cost
-# 1.7 % over one, 16 lanes 2.4 %; on one core a single lane decodes nearly as fast as 16.
-MIN_LANE_SIZE = 65536
+# Lanes are decoded together and cost ratio, for half of what stands before a byte is decoded after
+# it: two cost 0.6 %, four 1.2 %, eight 1.7 %, sixteen 2 %.  One lane is decoded as fast as weights
+# come from the outer caches, two nearly twice as fast, eight by two threads more than five times
+# (docs/performance.md).  So a small frame, which is decoded soon anyway, gets few.
+LANES = ((8, 1 << 18), (4, 1 << 16), (2, 1 << 13))  # lanes, bytes of a frame from which on
 
 
 def method_names() -> list[str]:
@@ -190,7 +192,7 @@ def lanes_for(raw_size: int, wanted: int, method: int) -> int:
     """How many lanes a frame gets when the user has not said: one where they gain nothing."""
     if method == METHOD_MIXER:
         return 1
-    return max(1, min(wanted, raw_size // MIN_LANE_SIZE))
+    return min(wanted, next((lanes for lanes, least in LANES if raw_size >= least), 1))
 
 
 def usable_threads(threads: int) -> int:

@@ -20,7 +20,7 @@ from lmzip import reference, reference_coder, triton_kernels  # noqa: E402
 from lmzip.lanes import DISTANCES, INTERVALS, LOGITS, SEARCH  # noqa: E402
 from lmzip.model_file import Architecture, NgramTable  # noqa: E402
 from lmzip.reference import ReferenceEngine, quantize, quantize_row  # noqa: E402
-from lmzip.triton_engine import Buffers, TritonEngine  # noqa: E402
+from lmzip.triton_engine import OPTIONS, Buffers, TritonEngine  # noqa: E402
 from random_model import random_model, small_architecture  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -86,7 +86,7 @@ def test_rounding_is_to_the_nearest_even(rng):
     )
     x = torch.from_numpy(x.astype(np.float32)).to(DEVICE)
     out = torch.empty(len(x), dtype=torch.int32, device=DEVICE)
-    _round[(1,)](x, out, BLOCK=len(x))
+    _round[(1,)](x, out, BLOCK=len(x), **OPTIONS)
     np.testing.assert_array_equal(out.cpu().numpy(), np.rint(x.cpu().numpy()).astype(np.int32))
 
 

@@ -13,7 +13,7 @@ _core.LockstepEncoder or LockstepDecoder.  Across the bus go 8 bytes for a byte 
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -70,23 +70,22 @@ class TorchCodec:
 
     def __init__(self, request: CodecRequest) -> None:
         assert request.model is not None
-        self._kind = devices.choose(request.device, None)
-        self._request = request
+        kind = devices.choose(request.device, None)
         self.method, self.table_bits = request.method, request.table_bits
         self.profile = request.profile
         self.model_id, self.model_name = request.model.id, request.model.name
         self._native = NativeCodec(request)  # refuses what is unknown, takes what is too little
         model = load(request.model.path)
         self._arch = model.architecture
-        count = torch.cuda.device_count() if self._kind == "cuda" else 1
-        names = [f"cuda:{i}" for i in range(count)] if self._kind == "cuda" else ["cpu"]
-        self._batches = Batches([self._worker(model, torch.device(name)) for name in names])
-
-    def _worker(
-        self, model: ExactModel, device: torch.device
-    ) -> Callable[[list[Job]], list[Outcome]]:
-        worker = DeviceWorker(model, device, self._request)
-        return worker.run
+        names = ["cpu"]
+        if kind == "cuda":
+            names = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        shares = request.threads.split(len(names)) if len(names) > 1 else [request.threads]
+        workers = [
+            DeviceWorker(model, torch.device(name), replace(request, threads=share))
+            for name, share in zip(names, shares, strict=True)
+        ]
+        self._batches = Batches([worker.run for worker in workers])
 
     def memory_needed(self, raw_size: int, lanes: int) -> int:
         """As the native codec, and the caches, rows and pinned copies of a step."""

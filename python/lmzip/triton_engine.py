@@ -363,7 +363,10 @@ class TritonLanes:
                 self._evaluate()  # kernels are compiled, and cuBLAS is set up, before the capture
             self._stream.synchronize()
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=self._stream):
+            # Other threads, each with a device of its own, may go on meanwhile.
+            with torch.cuda.graph(
+                self._graph, stream=self._stream, capture_error_mode="thread_local"
+            ):
                 self._evaluate()
 
     def restart(self) -> None:

@@ -37,6 +37,9 @@ MAX_BLOCK = 128  # of which of one lane
 # Below so many lanes, decoding is left to the CPU: a step of a GPU takes as long for one lane as
 # for many, some 0.2 ms, so 64 lanes give what a few cores do.  An estimate (docs/gpu.md).
 MIN_DECODE_LANES = {"cuda": 64, "cpu": 0}
+# And so is a frame of fewer lanes, beside however many others: its many steps would take a GPU, and
+# all that wait for the batch, longer than they take a CPU.
+MIN_FRAME_LANES = {"cuda": 8, "cpu": 0}
 KEPT_LANES = 4  # Lanes objects kept for the next batch of the same shape
 CHECK_EVERY = 64  # steps between looks for frames that turned out to be damaged
 
@@ -194,6 +197,7 @@ class DeviceWorker:
 
     def __init__(self, model: ExactModel, device: torch.device, request: CodecRequest) -> None:
         self._model, self._device, self._request = model, device, request
+        self._kind = device.type
         self._with_mixer = request.method != METHOD_NETWORK
         self._max_frames = MAX_FRAMES
         self._kept: dict[tuple[int, int, str], list[Lanes]] = {}
@@ -204,9 +208,16 @@ class DeviceWorker:
 
     def run(self, jobs: list[Job]) -> list[Outcome]:
         """The outcome of each job; None for those that the CPU had better take."""
-        lanes = sum(job.lanes for job in jobs)
-        if jobs[0].decoding and lanes < MIN_DECODE_LANES[self._device.type]:
-            return [None] * len(jobs)
+        taken = [
+            job for job in jobs if not job.decoding or job.lanes >= MIN_FRAME_LANES[self._kind]
+        ]
+        if jobs[0].decoding and sum(job.lanes for job in taken) < MIN_DECODE_LANES[self._kind]:
+            taken = []
+        outcomes = dict(zip(map(id, taken), self._run_halving(taken), strict=True))
+        return [outcomes.get(id(job)) for job in jobs]
+
+    def _run_halving(self, jobs: list[Job]) -> list[Outcome]:
+        """In batches that the device's memory holds."""
         outcomes: list[Outcome] = []
         while len(outcomes) < len(jobs):
             batch = jobs[len(outcomes) :][: self._max_frames]
@@ -214,7 +225,7 @@ class DeviceWorker:
                 outcomes += self._run_batch(batch)
             except torch.OutOfMemoryError:
                 self._kept.clear()
-                if self._device.type == "cuda":
+                if self._kind == "cuda":
                     torch.cuda.empty_cache()
                 if len(batch) == 1:
                     outcomes.append(self._too_large(batch[0]))
@@ -292,7 +303,7 @@ class EncodeGroup:
         request = worker._request
         lanes = sum(job.lanes for job in jobs)
         stride = max(job.stride for job in jobs)
-        rows = ENCODE_ROWS[worker._device.type]
+        rows = ENCODE_ROWS[worker._kind]
         self._count = count = min(_power_of_two(rows // lanes), MAX_BLOCK, _power_of_two(stride))
         self.blocks = -(-stride // count)
         self._text = lockstep_text(jobs, self.blocks * count)

@@ -199,6 +199,18 @@ def test_few_lanes_are_left_to_the_cpu(small_model, monkeypatch):
     assert codec.decode_frame(payloads, 200) == TEXT[:200]
 
 
+def test_a_frame_of_few_lanes_is_left_to_the_cpu_beside_others(native, small_model, monkeypatch):
+    codec = TorchCodec(request(native.method, model=small_model))
+    frames = [(TEXT[:60], 9), (TEXT[60:120], 1), (TEXT[120:180], 9)]
+    coded = [(native.encode_frame(*frame), 60) for frame in frames]
+    monkeypatch.setitem(torch_codec.MIN_FRAME_LANES, "cpu", 8)
+    together = []
+    divided = torch_codec.divide
+    monkeypatch.setattr(torch_codec, "divide", lambda jobs: together.extend(jobs) or divided(jobs))
+    assert at_once(codec.decode_frame, coded) == [raw for raw, _ in frames]
+    assert [job.lanes for job in together] == [9, 9]
+
+
 def test_groups_have_about_as_many_lanes_each():
     jobs = [Job(lanes, 100) for lanes in (16, 1, 16, 3, 16)]
     assert sorted(sum(j.lanes for j in group) for group in divide(jobs)) == [20, 32]

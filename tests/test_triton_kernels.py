@@ -20,7 +20,7 @@ from lmzip import reference, reference_coder, triton_kernels  # noqa: E402
 from lmzip.lanes import DISTANCES, INTERVALS, LOGITS, SEARCH  # noqa: E402
 from lmzip.model_file import Architecture, NgramTable  # noqa: E402
 from lmzip.reference import ReferenceEngine, quantize, quantize_row  # noqa: E402
-from lmzip.triton_engine import Buffers, TritonEngine  # noqa: E402
+from lmzip.triton_engine import OPTIONS, Buffers, TritonEngine  # noqa: E402
 from random_model import random_model, small_architecture  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -86,7 +86,7 @@ def test_rounding_is_to_the_nearest_even(rng):
     )
     x = torch.from_numpy(x.astype(np.float32)).to(DEVICE)
     out = torch.empty(len(x), dtype=torch.int32, device=DEVICE)
-    _round[(1,)](x, out, BLOCK=len(x))
+    _round[(1,)](x, out, BLOCK=len(x), **OPTIONS)
     np.testing.assert_array_equal(out.cpu().numpy(), np.rint(x.cpu().numpy()).astype(np.int32))
 
 
@@ -133,6 +133,29 @@ def test_split_heads(engines, rng, position):
         np.testing.assert_array_equal(take(b.q, b.rows)[rows], q8[..., order])
         np.testing.assert_array_equal(b.keys[0][:, :, slot].cpu().numpy(), k8[..., order])
         np.testing.assert_array_equal(b.values[0][:, :, slot].cpu().numpy(), v8[:, t])
+
+
+def test_values_are_scaled_in_the_order_of_the_document(rng):
+    """(acc * r) * s is not acc * (r * s): products chosen so that the two round apart."""
+    model = random_model(small_architecture(), 1)
+    ours = TritonEngine(model, DEVICE)
+    a = ours.arch
+    b = ours.buffers(LANES, COUNT)
+    values = slice((a.n_heads + a.n_kv_heads) * a.head_dim, None)
+    s = model.tensors["layers.0.qkv.scale"][values]
+    r = rng.random((b.rows, 1)).astype(np.float32)
+    acc = np.zeros((b.rows, ours.d_qkv), np.int64)
+    for row, scale in np.ndindex(b.rows, len(s)):
+        tried = reference.f(np.arange(1, int(126 / (r[row, 0] * s[scale]))))
+        apart = np.rint(tried * r[row] * s[scale]) != np.rint(tried * (r[row] * s[scale]))
+        acc[row, values.start + scale] = tried[np.argmax(apart)]
+    v8 = reference.rint(reference.f(acc[:, values]) * r * s, -127, 127)
+    assert (v8 != reference.rint(reference.f(acc[:, values]) * (r * s), -127, 127)).any()
+    put(b.qkv, acc[:, ours._split_channels()])
+    put(b.r, r[:, 0])
+    ours.split_heads(b, 0)
+    stored = b.values[0].cpu().numpy()[:, :, :COUNT].transpose(0, 2, 1, 3)
+    np.testing.assert_array_equal(stored.reshape(b.rows, -1), v8)
 
 
 @pytest.mark.parametrize("position", [0, 2, 1000])
@@ -324,7 +347,7 @@ class Recorder:
         self.kernel = kernel
     def __getitem__(self, grid):
         return self.launch
-    def launch(self, *args, num_stages=3, enable_fp_fusion, **constants):
+    def launch(self, *args, num_warps=4, num_stages=3, enable_fp_fusion, **constants):
         names = self.kernel.arg_names
         signature, fixed = {}, dict(constants)
         for name, value in zip(names, args):
@@ -335,7 +358,8 @@ class Recorder:
             else:
                 signature[name] = "i32"
         signature |= dict.fromkeys(fixed, "constexpr")
-        options = {"num_stages": num_stages, "enable_fp_fusion": enable_fp_fusion}
+        options = {"num_warps": num_warps, "num_stages": num_stages,
+                   "enable_fp_fusion": enable_fp_fusion}
         key = self.kernel.__name__, str(signature), str(fixed)
         launches[key] = self.kernel, signature, fixed, options
 

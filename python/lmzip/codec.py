@@ -69,7 +69,12 @@ class ThreadShare:
     """
 
     def __init__(self, threads: int) -> None:
-        self._free, self._lock = threads, threading.Lock()
+        self._total = self._free = threads
+        self._lock = threading.Lock()
+
+    def split(self, parts: int) -> list["ThreadShare"]:
+        """Equal parts, at least a thread each, for those who must not wait for one another."""
+        return [ThreadShare(max(1, self._total // parts)) for _ in range(parts)]
 
     @contextlib.contextmanager
     def take(self) -> Iterator[int]:

@@ -13,7 +13,7 @@ _core.LockstepEncoder or LockstepDecoder.  Across the bus go 8 bytes for a byte 
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +37,9 @@ MAX_BLOCK = 128  # of which of one lane
 # Below so many lanes, decoding is left to the CPU: a step of a GPU takes as long for one lane as
 # for many, some 0.2 ms, so 64 lanes give what a few cores do.  An estimate (docs/gpu.md).
 MIN_DECODE_LANES = {"cuda": 64, "cpu": 0}
+# And so is a frame of fewer lanes, beside however many others: its many steps would take a GPU, and
+# all that wait for the batch, longer than they take a CPU.
+MIN_FRAME_LANES = {"cuda": 8, "cpu": 0}
 KEPT_LANES = 4  # Lanes objects kept for the next batch of the same shape
 CHECK_EVERY = 64  # steps between looks for frames that turned out to be damaged
 
@@ -70,23 +73,22 @@ class TorchCodec:
 
     def __init__(self, request: CodecRequest) -> None:
         assert request.model is not None
-        self._kind = devices.choose(request.device, None)
-        self._request = request
+        kind = devices.choose(request.device, None)
         self.method, self.table_bits = request.method, request.table_bits
         self.profile = request.profile
         self.model_id, self.model_name = request.model.id, request.model.name
         self._native = NativeCodec(request)  # refuses what is unknown, takes what is too little
         model = load(request.model.path)
         self._arch = model.architecture
-        count = torch.cuda.device_count() if self._kind == "cuda" else 1
-        names = [f"cuda:{i}" for i in range(count)] if self._kind == "cuda" else ["cpu"]
-        self._batches = Batches([self._worker(model, torch.device(name)) for name in names])
-
-    def _worker(
-        self, model: ExactModel, device: torch.device
-    ) -> Callable[[list[Job]], list[Outcome]]:
-        worker = DeviceWorker(model, device, self._request)
-        return worker.run
+        names = ["cpu"]
+        if kind == "cuda":
+            names = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        shares = request.threads.split(len(names)) if len(names) > 1 else [request.threads]
+        workers = [
+            DeviceWorker(model, torch.device(name), replace(request, threads=share))
+            for name, share in zip(names, shares, strict=True)
+        ]
+        self._batches = Batches([worker.run for worker in workers])
 
     def sized(self, raw_size: int) -> "TorchCodec":  # noqa: ARG002 (it has no tables)
         return self
@@ -198,6 +200,7 @@ class DeviceWorker:
 
     def __init__(self, model: ExactModel, device: torch.device, request: CodecRequest) -> None:
         self._model, self._device, self._request = model, device, request
+        self._kind = device.type
         self._with_mixer = request.method != METHOD_NETWORK
         self._max_frames = MAX_FRAMES
         self._kept: dict[tuple[int, int, str], list[Lanes]] = {}
@@ -208,9 +211,16 @@ class DeviceWorker:
 
     def run(self, jobs: list[Job]) -> list[Outcome]:
         """The outcome of each job; None for those that the CPU had better take."""
-        lanes = sum(job.lanes for job in jobs)
-        if jobs[0].decoding and lanes < MIN_DECODE_LANES[self._device.type]:
-            return [None] * len(jobs)
+        taken = [
+            job for job in jobs if not job.decoding or job.lanes >= MIN_FRAME_LANES[self._kind]
+        ]
+        if jobs[0].decoding and sum(job.lanes for job in taken) < MIN_DECODE_LANES[self._kind]:
+            taken = []
+        outcomes = dict(zip(map(id, taken), self._run_halving(taken), strict=True))
+        return [outcomes.get(id(job)) for job in jobs]
+
+    def _run_halving(self, jobs: list[Job]) -> list[Outcome]:
+        """In batches that the device's memory holds."""
         outcomes: list[Outcome] = []
         while len(outcomes) < len(jobs):
             batch = jobs[len(outcomes) :][: self._max_frames]
@@ -218,7 +228,7 @@ class DeviceWorker:
                 outcomes += self._run_batch(batch)
             except torch.OutOfMemoryError:
                 self._kept.clear()
-                if self._device.type == "cuda":
+                if self._kind == "cuda":
                     torch.cuda.empty_cache()
                 if len(batch) == 1:
                     outcomes.append(self._too_large(batch[0]))
@@ -296,7 +306,7 @@ class EncodeGroup:
         request = worker._request
         lanes = sum(job.lanes for job in jobs)
         stride = max(job.stride for job in jobs)
-        rows = ENCODE_ROWS[worker._device.type]
+        rows = ENCODE_ROWS[worker._kind]
         self._count = count = min(_power_of_two(rows // lanes), MAX_BLOCK, _power_of_two(stride))
         self.blocks = -(-stride // count)
         self._text = lockstep_text(jobs, self.blocks * count)

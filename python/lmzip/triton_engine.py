@@ -24,6 +24,9 @@ ROW_ALIGNMENT = 32  # torch._int_mm wants more than 16 rows
 COLUMN_ALIGNMENT = 8  # and matrices whose sides are multiples of 8
 TILE = 2048  # numbers that one program holds at a time, about
 FEED_FORWARD_BLOCK = 2048
+# One warp a program: with four, a step's attention takes six times as many instructions, counted in
+# the machine code for sm_90; more keys at a time save none and take registers.
+ATTENTION_KEYS, ATTENTION_WARPS = 32, 1
 # There is no float addition to fuse; the option is named because Triton 3.9 warns of its default.
 OPTIONS = {"enable_fp_fusion": False}
 MODES = {
@@ -135,14 +138,15 @@ class TritonEngine:
     def _load_tables(self, tensors: dict[str, Array]) -> None:
         a = self.arch
         shifts = tensors["embedding.shift"].tolist()
-        info = [[1, 8, 0, a.d_model, 0, shifts[0]]]
+        info = [[8, 0, a.d_model, 0, shifts[0]]]
         tables = [tensors["embedding.byte"].reshape(-1)]
         for i, t in enumerate(a.ngrams):
             start = sum(map(len, tables))
-            info.append([t.order, t.log2_slots, t.offset, t.width, start, shifts[i + 1]])
+            info.append([t.log2_slots, t.offset, t.width, start, shifts[i + 1]])
             tables.append(tensors[f"embedding.ngram.{i}"].reshape(-1))
         self.tables = self._tensor(np.concatenate(tables))
         self.table_info = self._tensor(np.array(info, np.int64))
+        self.table_orders = sum(n << 4 * i for i, n in enumerate([1, *(t.order for t in a.ngrams)]))
 
     # ── blocks ──
 
@@ -212,9 +216,9 @@ class TritonEngine:
     def embed(self, b: Buffers) -> None:
         grid, rows, block = self._grid(b.rows, self.arch.d_model)
         triton_kernels.embed[grid](
-            b.inputs, b.history, self.tables, self.table_info, b.x, b.xq, b.r,
-            b.rows, b.count, self.arch.d_model,
-            TABLES=len(self.arch.ngrams), ROWS=rows, BLOCK=block, **OPTIONS,
+            b.inputs, b.history, self.tables, self.table_info, b.x, b.xq, b.r, b.rows,
+            count=b.count, D=self.arch.d_model,
+            TABLES=self.table_orders, ROWS=rows, BLOCK=block, **OPTIONS,
         )  # fmt: skip
 
     def attend(self, b: Buffers, i: int) -> None:
@@ -234,39 +238,39 @@ class TritonEngine:
         grid = (rotated + triton.cdiv(b.rows * a.n_kv_heads, heads),)
         triton_kernels.split_heads[grid](
             b.qkv, self.layers[i]["qkv"].scale, b.r, self.frequency, self.cosine, b.position,
-            b.q, b.keys[i], b.values[i],
-            b.rows, b.count, b.qkv.shape[1], b.keys[i].shape[2],
-            a.n_heads, a.n_kv_heads, a.head_dim, rotated,
-            HEADS=heads, HALF=half, **OPTIONS,
+            b.q, b.keys[i], b.values[i], b.rows, rotated,
+            count=b.count, stride=b.qkv.shape[1], slots=b.keys[i].shape[2],
+            H=a.n_heads, G=a.n_kv_heads, d=a.head_dim, HEADS=heads, HALF=half, **OPTIONS,
         )  # fmt: skip
 
     def attention(self, b: Buffers, i: int) -> None:
         a = self.arch
         queries = b.count * (a.n_heads // a.n_kv_heads)
-        block = max(8, min(32, power_of_two(queries)))
-        span = min(a.windows[i] + b.count - 1, a.windows[i] + block)
-        grid = (b.lanes * a.n_kv_heads, triton.cdiv(queries, block))
+        block = max(8, min(32, power_of_two(queries + 1)))
+        grid = (b.lanes * a.n_kv_heads, triton.cdiv(queries, block - 1))
         # One stage: the loop pipeliner of Triton 3.6 rejects two products in one loop.
         triton_kernels.attention[grid](
             b.q, b.keys[i], b.values[i], self.softmax[i], self.exp8, b.position, b.p,
-            b.count, a.windows[i], b.keys[i].shape[2], a.n_heads, a.n_kv_heads, a.head_dim,
-            QUERIES=block, KEYS=max(32, min(64, power_of_two(span))),
-            HEAD=max(32, power_of_two(a.head_dim)), num_stages=1, **OPTIONS,
+            count=b.count, window=a.windows[i], slots=b.keys[i].shape[2],
+            H=a.n_heads, G=a.n_kv_heads, d=a.head_dim,
+            QUERIES=block, KEYS=ATTENTION_KEYS,
+            HEAD=max(32, power_of_two(a.head_dim)),
+            num_warps=ATTENTION_WARPS, num_stages=1, **OPTIONS,
         )  # fmt: skip
 
     def quantize_average(self, b: Buffers) -> None:
         heads = self.arch.n_heads * self.arch.head_dim
         grid, rows, block = self._grid(b.rows, heads)
         triton_kernels.quantize_average[grid](
-            b.p, b.pq, b.factor, b.rows, heads, b.pq.shape[1], ROWS=rows, BLOCK=block, **OPTIONS
-        )
+            b.p, b.pq, b.factor, b.rows,
+            n=heads, stride=b.pq.shape[1], ROWS=rows, BLOCK=block, **OPTIONS,
+        )  # fmt: skip
 
     def add_product(self, b: Buffers, product: Product, *, head: bool) -> None:
         grid, rows, block = self._grid(b.rows, self.arch.d_model)
         triton_kernels.add_product[grid](
-            b.x, b.acc, product.offset, product.scale, b.factor, b.xq, b.r,
-            b.rows, self.arch.d_model, b.padded,
-            HEAD=head, ROWS=rows, BLOCK=block, **OPTIONS,
+            b.x, b.acc, product.offset, product.scale, b.factor, b.xq, b.r, b.rows, b.padded,
+            D=self.arch.d_model, HEAD=head, ROWS=rows, BLOCK=block, **OPTIONS,
         )  # fmt: skip
 
     def feed_forward(self, b: Buffers, i: int) -> None:
@@ -279,8 +283,8 @@ class TritonEngine:
     def activate(self, b: Buffers, up: Product) -> None:
         grid, rows, block = self._grid(b.rows, min(self.arch.d_ff, FEED_FORWARD_BLOCK))
         triton_kernels.activate[grid](
-            b.up, up.scale, b.r, b.hq, b.factor, b.rows, self.arch.d_ff,
-            ROWS=rows, BLOCK=block, **OPTIONS,
+            b.up, up.scale, b.r, b.hq, b.factor, b.rows,
+            F=self.arch.d_ff, ROWS=rows, BLOCK=block, **OPTIONS,
         )  # fmt: skip
 
     def predict(self, b: Buffers, mode: str) -> Tensor:
@@ -304,7 +308,7 @@ class TritonEngine:
     def _advance(self, b: Buffers) -> None:
         block = min(1024, power_of_two(b.lanes))
         triton_kernels.advance[(triton.cdiv(b.lanes, block),)](
-            b.inputs, b.history, b.position, b.lanes, b.count, BLOCK=block, **OPTIONS
+            b.inputs, b.history, b.position, b.lanes, count=b.count, BLOCK=block, **OPTIONS
         )
 
     # ── for tests ──
@@ -359,7 +363,10 @@ class TritonLanes:
                 self._evaluate()  # kernels are compiled, and cuBLAS is set up, before the capture
             self._stream.synchronize()
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=self._stream):
+            # Other threads, each with a device of its own, may go on meanwhile.
+            with torch.cuda.graph(
+                self._graph, stream=self._stream, capture_error_mode="thread_local"
+            ):
                 self._evaluate()
 
     def restart(self) -> None:

@@ -114,10 +114,11 @@ def embed(
     inputs_ptr,  # (lanes, count) uint8
     history_ptr,  # (lanes) int32: the last four inputs before them, the newest lowest
     tables_ptr,  # int8, all tables one behind the other
-    info_ptr,  # (1 + TABLES, 6) int64: order, log2_slots, offset, width, start, shift
+    info_ptr,  # (tables, 5) int64: log2_slots, offset, width, start, shift
     x_ptr, xq_ptr, r_ptr,  # (rows, D) int32, int8; (rows) float32
-    n_rows, count, D,
-    TABLES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    n_rows, count: tl.constexpr, D: tl.constexpr,
+    TABLES: tl.constexpr,  # four bits a table: its order, that of the byte table being 1
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Section 3, then quantize_row."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -134,20 +135,20 @@ def embed(
         earlier = (history >> (8 * tl.minimum(tl.maximum(back - t - 1, 0), 3))) & 255
         byte = tl.where(t >= back, recent, earlier).to(tl.uint32)
         key = key | (byte << (8 * back))
-        for table in tl.static_range(0, TABLES + 1):
-            info = info_ptr + 6 * table
-            if tl.load(info) == order:
-                slot = key.to(tl.int64)  # the byte itself, for the byte table
-                if table > 0:
+        for table in tl.static_range(0, 4):
+            if (TABLES >> (4 * table)) & 15 == order:
+                info = info_ptr + 5 * table
+                slot = key.to(tl.int32)  # the byte itself, for the byte table
+                if order > 1:
                     hashed = key * HASH_MULTIPLIER  # modulo 2^32
-                    slot = (hashed >> (32 - tl.load(info + 1)).to(tl.uint32)).to(tl.int64)
-                offset, width = tl.load(info + 2), tl.load(info + 3)
-                start, shift = tl.load(info + 4), tl.load(info + 5).to(tl.int32)
-                at = start + slot[:, None] * width + (channel - offset)[None, :]
-                covered = (
-                    valid[:, None] & ((channel >= offset) & (channel < offset + width))[None, :]
-                )
-                x += tl.load(tables_ptr + at, mask=covered, other=0).to(tl.int32) << shift
+                    slot = (hashed >> (32 - tl.load(info)).to(tl.uint32)).to(tl.int32)
+                offset, width = tl.load(info + 1).to(tl.int32), tl.load(info + 2).to(tl.int32)
+                start = tl.load(info + 3) + slot.to(tl.int64) * width
+                inner = channel - offset
+                covered = valid[:, None] & ((inner >= 0) & (inner < width))[None, :]
+                at = start[:, None] + inner[None, :]
+                entry = tl.load(tables_ptr + at, mask=covered, other=0).to(tl.int32)
+                x += entry << tl.load(info + 4).to(tl.int32)
     x = tl.minimum(tl.maximum(x, -RESIDUAL_MAX), RESIDUAL_MAX)
     tl.store(x_ptr + row[:, None].to(tl.int64) * D + channel[None, :], x, mask=inside)
     store_quantized(
@@ -165,9 +166,10 @@ def split_heads(
     position_ptr,  # (1) int32: of t = 0
     q_ptr,  # (rows, H, d) int8, even channels first
     keys_ptr, values_ptr,  # (lanes, G, slots, d) int8; keys: even channels first
-    n_rows, count, stride, slots, H, G, d,
+    n_rows,
     rotated_blocks,  # programs before the first that takes values
-    HEADS: tl.constexpr, HALF: tl.constexpr,
+    count: tl.constexpr, stride: tl.constexpr, slots: tl.constexpr,
+    H: tl.constexpr, G: tl.constexpr, d: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """Section 5 up to the cache: queries and keys rotated, normalized and quantized; values
     quantized.  A program takes HEADS heads of any rows, all of one sort."""
@@ -231,24 +233,31 @@ def attention(
     exp8_ptr,  # (16) int32
     position_ptr,
     p_ptr,  # (rows, H d) int16
-    count, window, slots, H, G, d,
+    count: tl.constexpr, window: tl.constexpr, slots: tl.constexpr,
+    H: tl.constexpr, G: tl.constexpr, d: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
-    """Section 5, attention.  A program takes one key/value head of one lane, and QUERIES of the
+    """Section 5, attention.  A program takes one key/value head of one lane, and QUERIES - 1 of the
     count * H / G queries that read it, in order of position.
 
     Two passes over the keys: exponentials are rounded relative to the row's maximum, which must
     be known before the first of them; a running maximum would not give the same integers.
     Keys are the rows of the product and queries its columns, since a tensor core pads columns to 8
     and rows to 16 or 64, and a step has but H / G queries.
+
+    The last column is spare.  An unsigned byte has no place beside a signed one in tl.dot, so the
+    columns of exponentials hold e - 128, and the spare one 1, which sums the values: what 128 times
+    that sum adds to every column.
     """
     group = H // G
     lane, kv = tl.program_id(0) // G, tl.program_id(0) % G
-    first = tl.program_id(1) * QUERIES
+    first = tl.program_id(1) * (QUERIES - 1)
     base = tl.load(position_ptr)
-    n = first + tl.arange(0, QUERIES)
+    column = tl.arange(0, QUERIES)
+    spare = column == QUERIES - 1
+    n = first + column
     last = count * group - 1
-    valid = n <= last
+    valid = (n <= last) & (column < QUERIES - 1)
     t = tl.minimum(n, last) // group  # padding repeats the last position, without its query
     head = kv * group + n % group
     position = base + t
@@ -259,13 +268,17 @@ def attention(
     q = tl.load(q_ptr + q_at, mask=q_mask, other=0)  # (HEAD, QUERIES)
     softmax = tl.load(softmax_ptr + head, mask=valid, other=0)
     low = tl.maximum(base + first // group - window + 1, 0)
-    high = base + tl.minimum(first + QUERIES - 1, last) // group
-    cache = tl.program_id(0).to(tl.int64) * slots * d
+    high = base + tl.minimum(first + QUERIES - 2, last) // group
+    cache = tl.program_id(0).to(tl.int64) * (slots * d)
+    keys_ptr += cache
+    values_ptr += cache
+    oldest = low % slots  # keys follow it in the ring, which ends once among them at most
 
     m = tl.full((QUERIES,), LOWEST, tl.int32)
     for begin in range(low, high + 1, KEYS):
         key = begin + j
-        at = cache + (key % slots)[:, None] * d + c[None, :]
+        slot = oldest + (key - low)
+        at = tl.where(slot < slots, slot, slot - slots)[:, None] * d + c[None, :]
         mask = (key <= high)[:, None] & (c < d)[None, :]
         k = tl.load(keys_ptr + at, mask=mask, other=0)
         score = tl.dot(k, q, out_dtype=tl.int32)  # (KEYS, QUERIES)
@@ -276,7 +289,8 @@ def attention(
     normalizer = tl.zeros((QUERIES,), tl.int32)
     for begin in range(low, high + 1, KEYS):
         key = begin + j
-        at = cache + (key % slots)[:, None] * d + c[None, :]
+        slot = oldest + (key - low)
+        at = tl.where(slot < slots, slot, slot - slots)[:, None] * d + c[None, :]
         mask = (key <= high)[:, None] & (c < d)[None, :]
         k = tl.load(keys_ptr + at, mask=mask, other=0)
         v = tl.load(values_ptr + at, mask=mask, other=0)
@@ -287,9 +301,9 @@ def attention(
         e = tl.load(exp8_ptr + (a & 15)) >> tl.minimum(a >> 4, 8)  # 255 >> 8 = 0
         e = tl.where((age >= 0) & (age < window), e, 0)
         normalizer += tl.sum(e, axis=0)
-        # An unsigned byte has no place beside a signed one in tl.dot: e = (e - 128) + 128.
-        o += tl.dot(tl.trans(v), (e - 128).to(tl.int8), out_dtype=tl.int32)
-        o += (tl.sum(v.to(tl.int32), axis=0) << 7)[:, None]
+        shifted = tl.where(spare[None, :], 1, e - 128).to(tl.int8)
+        o += tl.dot(tl.trans(v), shifted, out_dtype=tl.int32)
+    o += (tl.sum(tl.where(spare[None, :], o, 0), axis=1) << 7)[:, None]
 
     share = tl.div_rn(tl.full((QUERIES,), 256, tl.float32), normalizer.to(tl.float32))
     p = rint(o.to(tl.float32) * share[None, :], -32767, 32767)
@@ -301,7 +315,7 @@ def quantize_average(
     p_ptr,  # (rows, n) int16
     pq_ptr,  # (rows, stride) int8
     m_ptr,  # (rows) float32
-    n_rows, n, stride, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    n_rows, n: tl.constexpr, stride: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Section 5, output projection: the concatenated heads to int8."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -322,7 +336,7 @@ def add_product(
     scale_ptr,  # (D) float32
     factor_ptr,  # (rows) float32
     xq_ptr, r_ptr,
-    n_rows, D, padded,
+    n_rows, padded, D: tl.constexpr,
     HEAD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """x = clamp(x + rint((f(acc) * factor) * s)); then quantize_row, for HEAD quantize_row_14."""
@@ -343,37 +357,45 @@ def add_product(
 
 
 @triton.jit
+def _squares(acc_ptr, scale_ptr, row, valid, begin, F: tl.constexpr, BLOCK: tl.constexpr):
+    """w = u^2 of channels begin .. begin + BLOCK, 0 where there are none."""
+    channel = begin + tl.arange(0, BLOCK)
+    inside = valid[:, None] & (channel < F)[None, :]
+    at = row[:, None].to(tl.int64) * F + channel[None, :]
+    acc = tl.load(acc_ptr + at, mask=inside, other=0)
+    scale = tl.load(scale_ptr + channel, mask=channel < F, other=0.0)
+    u = rint(acc.to(tl.float32) * scale[None, :], 0, 32767)
+    return u * u
+
+
+@triton.jit
 def activate(
     acc_ptr,  # (rows, F) int32
     scale_ptr,  # (F) float32
     r_ptr,  # (rows) float32
     hq_ptr,  # (rows, F) int8: hq - 128, whose missing part add_product() adds as an offset
     factor_ptr,  # (rows) float32: (f(m) * r) * r
-    n_rows, F, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    n_rows, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Section 5, squared ReLU.  Two passes, the maximum and the rounding."""
+    """Section 5, squared ReLU.  Two passes, the maximum and the rounding, unless a row fits in a
+    block."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     valid = row < n_rows
-    wide_row = row[:, None].to(tl.int64)
     m = tl.zeros((ROWS,), tl.int32)
-    for begin in range(0, F, BLOCK):
-        channel = begin + tl.arange(0, BLOCK)
-        inside = valid[:, None] & (channel < F)[None, :]
-        acc = tl.load(acc_ptr + wide_row * F + channel[None, :], mask=inside, other=0)
-        scale = tl.load(scale_ptr + channel, mask=channel < F, other=0.0)
-        u = rint(acc.to(tl.float32) * scale[None, :], 0, 32767)
-        m = tl.maximum(m, tl.max(u * u, axis=1))
+    w = tl.zeros((ROWS, BLOCK), tl.int32)
+    for begin in tl.static_range(0, F, BLOCK):
+        w = _squares(acc_ptr, scale_ptr, row, valid, begin, F, BLOCK)
+        m = tl.maximum(m, tl.max(w, axis=1))
     top = m.to(tl.float32)
     numerator = tl.full((ROWS,), 255, tl.float32)
     inverse = tl.div_rn(numerator, tl.maximum(m, 1).to(tl.float32))
-    for begin in range(0, F, BLOCK):
+    for begin in tl.static_range(0, F, BLOCK):
+        if F > BLOCK:
+            w = _squares(acc_ptr, scale_ptr, row, valid, begin, F, BLOCK)
+        hq = rint(w.to(tl.float32) * inverse[:, None], 0, 255)
         channel = begin + tl.arange(0, BLOCK)
         inside = valid[:, None] & (channel < F)[None, :]
-        at = wide_row * F + channel[None, :]
-        acc = tl.load(acc_ptr + at, mask=inside, other=0)
-        scale = tl.load(scale_ptr + channel, mask=channel < F, other=0.0)
-        u = rint(acc.to(tl.float32) * scale[None, :], 0, 32767)
-        hq = rint((u * u).to(tl.float32) * inverse[:, None], 0, 255)
+        at = row[:, None].to(tl.int64) * F + channel[None, :]
         tl.store(hq_ptr + at, (hq - 128).to(tl.int8), mask=inside)
     r = tl.load(r_ptr + row, mask=valid, other=0.0)
     tl.store(factor_ptr + row, (top * r) * r, mask=valid)
@@ -449,7 +471,7 @@ def head(
 def advance(
     inputs_ptr,  # (lanes, count) uint8
     history_ptr, position_ptr,
-    lanes, count, BLOCK: tl.constexpr,
+    lanes, count: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Push the inputs of a block into the histories, and the position past it.  The last kernel of
     a block: all others read what it changes."""

@@ -160,9 +160,9 @@ PRESETS = {
     preset.name: preset
     for preset in (
         Preset("fast", ((METHOD_MIXER, TEXT), *_OTHER), 24, 4 << 20, 1),
-        Preset("default", ((METHOD_NETWORK_MIXER, STRONG), *_OTHER), 24, 4 << 20, 8),
+        Preset("default", ((METHOD_NETWORK_MIXER, STRONG), *_OTHER), 24, 4 << 20, 16),
         Preset("best", ((METHOD_NETWORK_MIXER, STRONG), *_OTHER), 26, 16 << 20, 2),
-        Preset("network", ((METHOD_NETWORK, 0),), 0, 4 << 20, 8),  # for measuring
+        Preset("network", ((METHOD_NETWORK, 0),), 0, 4 << 20, 16),  # for measuring
         Preset("order0", ((METHOD_ORDER0, 0),), 0, 1 << 20, 1),  # for tests
     )
 }
@@ -173,9 +173,9 @@ LEVELS = {
 }
 # Lanes are decoded together and cost ratio, for half of what stands before a byte is decoded after
 # it: two cost 0.6 %, four 1.2 %, eight 1.7 %, sixteen 2 %.  One lane is decoded as fast as weights
-# come from the outer caches, two nearly twice as fast, eight by two threads more than five times
+# come from the outer caches, two nearly twice as fast; two threads want eight rows each
 # (docs/performance.md).  So a small frame, which is decoded soon anyway, gets few.
-LANES = ((8, 1 << 18), (4, 1 << 16), (2, 1 << 13))  # lanes, bytes of a frame from which on
+LANES = ((16, 1 << 20), (8, 1 << 18), (4, 1 << 16), (2, 1 << 13))  # lanes, least bytes of a frame
 
 
 def method_names() -> list[str]:

@@ -3,8 +3,8 @@
     python bench/design.py --results bench/results/design.csv [--plot docs/design.svg]
 
 Every payload is decoded and compared.  Text: the first bytes of enwik8 from 95,000,000 on (never
-trained on).  Speeds are CPU time of one thread, the median of --repeats; `threads` rows are wall
-time, for which the machine must be quiet.  The model is the bundled one, or LMZIP_MODEL.
+trained on).  Speeds are CPU time of one thread, the median of --repeats.  The model is the bundled
+one, or LMZIP_MODEL.
 """
 
 import argparse
@@ -28,10 +28,11 @@ from lmzip.model_file import ExactModel, load
 ROOT = Path(__file__).resolve().parents[1]
 ENWIK8 = Path(os.environ.get("LMZIP_DATA", ROOT.parent / "shared" / "data")) / "open" / "enwik8.xz"
 NETWORK, MIXER, BOTH = 1, 2, 3  # methods, docs/format.md section 5
+PROFILE = "strong"  # of the mixer, as in the default preset
 METHODS = {NETWORK: "network", MIXER: "mixer", BOTH: "network+mixer"}
 COLUMNS = [
-    "what", "method", "raw", "lanes", "window", "frame", "threads", "bytes",
-    "encode_kb_s", "decode_kb_s", "clock",
+    "what", "method", "raw", "lanes", "window", "frame", "bytes", "encode_kb_s",
+    "decode_kb_s",
 ]  # fmt: skip
 
 
@@ -61,20 +62,18 @@ class Bench:
         lanes: int,
         *,
         engine: _core.ExactModel | None = None,
-        threads: int = 1,
-        clock: Callable[[], float] = time.process_time,
         **columns: object,
     ) -> None:
         """One frame both ways, as the presets code it; a row of the table."""
         engine, bits = engine or self.engine, 0 if method == NETWORK else 24
         encode, decode = [], []
         for _ in range(self.repeats):
-            start = clock()
-            payloads = _core.encode_frame(engine, raw, lanes, method, bits, threads, "text")
-            middle = clock()
-            decoded = _core.decode_frame(engine, payloads, len(raw), method, bits, threads, "text")
+            start = time.process_time()
+            payloads = _core.encode_frame(engine, raw, lanes, method, bits, 1, PROFILE)
+            middle = time.process_time()
+            decoded = _core.decode_frame(engine, payloads, len(raw), method, bits, 1, PROFILE)
             encode.append(middle - start)
-            decode.append(clock() - middle)
+            decode.append(time.process_time() - middle)
             if decoded != raw:
                 raise AssertionError("the decoded bytes differ: this is a bug in lmzip")
         self.add(
@@ -82,11 +81,9 @@ class Bench:
             method=METHODS[method],
             raw=len(raw),
             lanes=lanes,
-            threads=threads,
             bytes=sum(map(len, payloads)),
             encode_kb_s=f"{len(raw) / statistics.median(encode) / 1000:.1f}",
             decode_kb_s=f"{len(raw) / statistics.median(decode) / 1000:.1f}",
-            clock="cpu" if clock is time.process_time else "wall",
             **columns,
         )
 
@@ -116,18 +113,14 @@ class Bench:
             total = 0
             for piece in pieces:
                 lanes = min(16, max(1, size >> 16))
-                payloads = _core.encode_frame(self.engine, piece, lanes, BOTH, 24, 1, "text")
-                decoded = _core.decode_frame(self.engine, payloads, len(piece), BOTH, 24, 1, "text")
+                payloads = _core.encode_frame(self.engine, piece, lanes, BOTH, 24, 1, PROFILE)
+                decoded = _core.decode_frame(
+                    self.engine, payloads, len(piece), BOTH, 24, 1, PROFILE
+                )
                 if decoded != piece:
                     raise AssertionError("the decoded bytes differ: this is a bug in lmzip")
                 total += sum(map(len, payloads))
             self.add(what="frames", method=METHODS[BOTH], raw=len(raw), frame=size, bytes=total)
-
-    def threads(self, raw: bytes) -> None:
-        """Wall time: the machine must be quiet."""
-        for method in (NETWORK, BOTH):
-            for threads in (1, 2):
-                self.frame("threads", raw, method, 16, threads=threads, clock=time.perf_counter)
 
     def torch(self, steps: int = 40) -> None:
         """Decoding steps of 16 lanes, the network alone: PyTorch's engine and the native one."""
@@ -152,8 +145,7 @@ class Bench:
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
         for what, kb_s in (("native step", native_speed), ("torch step", torch_speed)):
             self.add(
-                what=what, method="network", raw=inputs.size, lanes=16, threads=1,
-                decode_kb_s=kb_s, clock="cpu",
+                what=what, method="network", raw=inputs.size, lanes=16, decode_kb_s=kb_s,
             )  # fmt: skip
 
 
@@ -203,7 +195,6 @@ def main() -> None:
     bench.torch()
     bench.lanes(raw[: args.size])
     bench.windows(raw[: args.size])
-    bench.threads(raw[: args.size])
     bench.frames(raw[: args.frames_size])
     provenance = {
         "device": device(),

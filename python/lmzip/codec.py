@@ -159,8 +159,8 @@ _OTHER = ((METHOD_MIXER, BINARY), (METHOD_MIXER, SAMPLE))
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("fast", ((METHOD_MIXER, TEXT), *_OTHER), 24, 4 << 20, 1),
-        Preset("default", ((METHOD_NETWORK_MIXER, STRONG), *_OTHER), 24, 4 << 20, 16),
+        Preset("fast", ((METHOD_MIXER, TEXT), *_OTHER), 24, 8 << 20, 1),
+        Preset("default", ((METHOD_NETWORK_MIXER, STRONG), *_OTHER), 24, 8 << 20, 16),
         Preset("best", ((METHOD_NETWORK_MIXER, STRONG), *_OTHER), 26, 16 << 20, 2),
         Preset("network", ((METHOD_NETWORK, 0),), 0, 4 << 20, 16),  # for measuring
         Preset("order0", ((METHOD_ORDER0, 0),), 0, 1 << 20, 1),  # for tests

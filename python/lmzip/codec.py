@@ -172,8 +172,8 @@ LEVELS = {
     level: "fast" if level < 4 else "default" if level < 7 else "best" for level in range(1, 10)
 }
 # Lanes are decoded together and cost ratio, for half of what stands before a byte is decoded after
-# it: two cost 0.8 %, four 1.4 %, eight 1.8 %, sixteen 2.2 %.  One lane is decoded as fast as weights
-# come from the outer caches, two nearly twice as fast; two threads want eight rows each
+# it: two cost 0.8 %, four 1.4 %, eight 1.8 %, sixteen 2.2 %.  One lane is decoded as fast as
+# weights come from the outer caches, two nearly twice as fast; two threads want eight rows each
 # (docs/performance.md).  So a small frame, which is decoded soon anyway, gets few.
 LANES = ((16, 1 << 20), (8, 1 << 18), (4, 1 << 16), (2, 1 << 13))  # lanes, least bytes of a frame
 

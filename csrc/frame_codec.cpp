@@ -9,6 +9,7 @@
 #include "distribution.h"
 #include "engine.h"
 #include "errors.h"
+#include "lane_progress.h"
 #include "range_coder.h"
 
 namespace lmzip {
@@ -50,25 +51,6 @@ MixerParams mixer_params(const FrameParams& params) {
 }
 
 // --- encoding ---
-
-// Lets the blocks of a lane pass each layer one after the other, though different threads work on
-// them: the attention of a block starts when that of the block before is done.
-class LaneProgress final : public LayerGate {
- public:
-  LaneProgress(Job& job, size_t thread, std::atomic<uint32_t>* done, uint32_t begin, uint32_t end)
-      : job_(job), thread_(thread), done_(done), begin_(begin), end_(end) {}
-
-  void enter(size_t layer) override {
-    job_.wait(thread_, [&] { return done_[layer].load(std::memory_order_acquire) == begin_; });
-  }
-  void leave(size_t layer) override { done_[layer].store(end_, std::memory_order_release); }
-
- private:
-  Job& job_;
-  size_t thread_;
-  std::atomic<uint32_t>* done_;  // (n_layers + 1): positions that have passed; the last: coded
-  uint32_t begin_, end_;
-};
 
 // Encoding knows all bytes from the start.  The work is a list of tasks that are started in order,
 // by whichever thread is free, and each waits only for tasks before it, so there is always one that

@@ -8,6 +8,7 @@
 
 #include "distribution.h"
 #include "errors.h"
+#include "lane_progress.h"
 #include "llama_engine.h"
 #include "range_coder.h"
 #include "recall.h"
@@ -37,25 +38,6 @@ void exclude(Distribution& distribution, const Recall::Guess& guess, int32_t* ro
 }
 
 // --- encoding ---
-
-// Lets the bands of a lane pass each layer one after the other, though different threads work on
-// them.
-class LaneProgress final : public LayerGate {
- public:
-  LaneProgress(Job& job, size_t thread, std::atomic<uint32_t>* done, uint32_t begin, uint32_t end)
-      : job_(job), thread_(thread), done_(done), begin_(begin), end_(end) {}
-
-  void enter(size_t layer) override {
-    job_.wait(thread_, [&] { return done_[layer].load(std::memory_order_acquire) == begin_; });
-  }
-  void leave(size_t layer) override { done_[layer].store(end_, std::memory_order_release); }
-
- private:
-  Job& job_;
-  size_t thread_;
-  std::atomic<uint32_t>* done_;  // (n_layers): positions that have passed
-  uint32_t begin_, end_;
-};
 
 // Three passes.  The guesses depend on tokens alone: first, for all lanes in lockstep.  Then the
 // network, the lanes apart: what each guess and each token would cost.  Last, in lockstep again,

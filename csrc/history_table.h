@@ -1,68 +1,58 @@
 // history_table.h: hashed contexts -> bit histories, in a fixed amount of memory.
 //
-// A bucket of 16 bytes holds a check byte and the histories of the 15 nodes of one nibble, by their
-// number 1..15.  A lookup stays within one cache line of four buckets; when none has the check, the
-// one whose root history has the lowest number (the least seen) is taken over.
+// A bucket holds a check byte and the histories of the 15 nodes of one nibble, by their number
+// 1..15.  A lookup stays within one cache line of four buckets, whose checks come first; when none
+// has the check, the one whose root history has the lowest number (the least seen) is taken over.
 // Specified in docs/mixer.md section 5.
 #pragma once
-#include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <span>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include "aligned.h"
 
 namespace lmzip {
 
 class HistoryTable {
  public:
   explicit HistoryTable(int log2_memory)
-      : shift_(32 - (log2_memory - 6)), size_(size_t{1} << log2_memory) {
-    base_.reset(static_cast<uint8_t*>(std::aligned_alloc(std::min(size_, kHugePage), size_)));
-    if (base_ == nullptr) throw std::bad_alloc();
-#if defined(__linux__)
-    if (size_ >= kHugePage) madvise(base_.get(), size_, MADV_HUGEPAGE);  // a tenth faster in all
-#endif
-    std::memset(base_.get(), 0, size_);
-  }
+      : shift_(32 - (log2_memory - 6)), lines_(size_t{1} << log2_memory) {}
 
   void prefetch(uint32_t hash) const { __builtin_prefetch(line(hash)); }
 
-  uint8_t* find(uint32_t hash) const {
-    uint8_t* const here = line(hash);
+  // A bucket, of which [1] to [15] are its nodes.
+  uint8_t* find(uint32_t hash) {
+    uint8_t* const here = lines_.data() + offset(hash);
     const auto check = static_cast<uint8_t>(hash);
-    for (size_t i = 0; i < kLine; i += kBucket) {
-      if (here[i] == check) return here + i;
-    }
+    uint32_t checks;
+    std::memcpy(&checks, here, 4);
+    if constexpr (std::endian::native == std::endian::big) checks = __builtin_bswap32(checks);
+    // The lowest byte that is 0 here, the first bucket with the check, sets the lowest bit there.
+    const uint32_t differ = checks ^ check * 0x01010101u;
+    const uint32_t equal = (differ - 0x01010101u) & ~differ & 0x80808080u;
+    if (equal != 0) return bucket(here, static_cast<size_t>(std::countr_zero(equal)) / 8);
     size_t least = 0;
-    for (size_t i = kBucket; i < kLine; i += kBucket) {
-      if (here[i + 1] < here[least + 1]) least = i;
+    for (size_t i = 1; i < kBuckets; ++i) {
+      if (bucket(here, i)[1] < bucket(here, least)[1]) least = i;
     }
-    std::memset(here + least, 0, kBucket);
     here[least] = check;
-    return here + least;
+    std::memset(bucket(here, least) + 1, 0, kNodes);
+    return bucket(here, least);
   }
 
-  std::span<const uint8_t> bytes() const { return {base_.get(), size_}; }
+  std::span<const uint8_t> bytes() const { return {lines_.data(), lines_.size()}; }
 
  private:
-  static constexpr size_t kHugePage = size_t{1} << 21;
-  static constexpr size_t kLine = 64, kBucket = 16;
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
+  static constexpr size_t kBuckets = 4, kNodes = 15;
 
-  uint8_t* line(uint32_t hash) const { return base_.get() + size_t{hash >> shift_} * kLine; }
+  size_t offset(uint32_t hash) const { return size_t{hash >> shift_} * kCacheLine; }
+  const uint8_t* line(uint32_t hash) const { return lines_.data() + offset(hash); }
+  static uint8_t* bucket(uint8_t* line, size_t i) { return line + kBuckets - 1 + kNodes * i; }
 
   int shift_;
-  size_t size_;
-  std::unique_ptr<uint8_t, Free> base_;
+  AlignedArray<uint8_t> lines_;
 };
 
 }  // namespace lmzip

@@ -1,13 +1,14 @@
 // logistic.h: probabilities of 22 bits <-> the logistic domain, in units of 1/256 nat.
 //
-//   squash(x)  = 2^22 / (1 + e^(-x/256)), for x in [-kStretchMax, kStretchMax]
-//   stretch(p) = ln(p / (2^22 - p)) * 256, by the 12 leading bits of p, and by 17 of them where p
-//                is within 1/32 of 0 or 1: 12 bits would not tell 1 in 5000 from 1 in 100000
+//   squash(x)  = 2^22 / (1 + e^(-x/256)), for x in [-kStretchMax, kStretchMax]; a table
+//   stretch(p) = 256 ln(q / (1 - q)) with q = (p + 1/2) / 2^22; arithmetic, within 1.2 of it, which
+//                vectors do as well (mix_kernels.h), and that tells 1 in 5000 from 1 in 100000
 //
-// Both are tables, made at compile time by the integer recurrence below: no libm, the same
-// everywhere.  Specified in docs/mixer.md section 3.
+// Integers only, the table too: no libm, the same everywhere.  Specified in docs/mixer.md
+// section 3.
 #pragma once
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -30,42 +31,45 @@ class Logistic {
       squash_[static_cast<size_t>(kStretchMax - x)] = kProbOne - p;
       power = (power * kDecay + (uint64_t{1} << 30)) >> 31;
     }
-    fill(middle_, kMiddleShift);
-    fill(tail_, kTailShift);
   }
 
   constexpr int squash(int x) const { return squash_[static_cast<size_t>(x + kStretchMax)]; }
-  // 0 <= p < 2^22.
-  constexpr int stretch(uint32_t p) const {
-    constexpr uint32_t kTail = kTable << kTailShift;
-    if (p < kTail) return tail_[p >> kTailShift];
-    if (p >= kProbOne - kTail) return -tail_[(kProbOne - 1 - p) >> kTailShift];
-    return middle_[p >> kMiddleShift];
-  }
 
  private:
-  static constexpr size_t kTable = 4096;
-  static constexpr int kMiddleShift = 10, kTailShift = 5;
-  using Table = std::array<int16_t, kTable>;
-
-  // At i the greatest x whose squash(x) is at most the middle of the probabilities i stands for.
-  constexpr void fill(Table& table, int shift) const {
-    int x = -kStretchMax;
-    for (size_t i = 0; i < kTable; ++i) {
-      const int p = (static_cast<int>(i) << shift) + (1 << (shift - 1));
-      while (x < kStretchMax && squash(x + 1) <= p) ++x;
-      table[i] = static_cast<int16_t>(x);
-    }
-  }
-
   std::array<int32_t, 2 * kStretchMax + 1> squash_{};
-  Table middle_{}, tail_{};
 };
 
 inline constexpr Logistic kLogistic{};
 
+constexpr int squash(int x) { return kLogistic.squash(x); }
+
 constexpr int clamp_stretch(int x) {
   return x > kStretchMax ? kStretchMax : x < -kStretchMax ? -kStretchMax : x;
+}
+
+// The base-2 logarithm of a number below 2^24 in 1/32768: straight between powers of two, and what
+// is to be added to it, m (1 - m) (c0 - c1 m) for a mantissa of 1 + m.
+inline constexpr int kLogBits = 15;
+inline constexpr int kLogTop = (1 << kLogBits) - 1;
+inline constexpr int kLogBend0 = 14180, kLogBend1 = 5350;
+inline constexpr int kLogScale = 2839;  // 256 ln 2 in 1/16
+inline constexpr int kLogScaleShift = kLogBits + 4;
+
+constexpr int round_product(int a, int b) { return (a * b + (1 << 14)) >> 15; }
+
+constexpr int bent_log2(uint32_t n) {
+  const int exponent = static_cast<int>(std::bit_width(n)) - 1;
+  const int m = static_cast<int>(n << (23 - exponent) >> 8) & kLogTop;
+  const int hump = round_product(m, kLogTop - m);
+  const int bend = kLogBend0 - round_product(m, kLogBend1);
+  return (exponent << kLogBits) + m + round_product(hump, bend);
+}
+
+// 0 <= p < 2^22.
+constexpr int stretch(uint32_t p) {
+  const uint32_t odds = 2 * p + 1;
+  const int ratio = bent_log2(odds) - bent_log2((2u << kProbBits) - odds);  // below 2^20
+  return clamp_stretch((ratio * kLogScale + (1 << (kLogScaleShift - 1))) >> kLogScaleShift);
 }
 
 }  // namespace lmzip

@@ -93,23 +93,24 @@ class Engine final : public MixerEngine {
   static constexpr size_t kHashes =
       kContexts + (Profile::kSamples ? SamplePredictor::kContexts : 0);
   static constexpr size_t kSlots = kHashes + 1;  // the last is order 0
-  // Inputs of the mixer: two for each slot, two of each match, five of the network, one constant.
-  static constexpr size_t kMatchInput = 2 * kSlots;
-  static constexpr size_t kNetworkInput = kMatchInput + 4;
-  static constexpr size_t kBiasInput = kNetworkInput + (kNetwork ? 5 : 0);
-  static constexpr size_t kInputs = (kBiasInput + 1 + 7) / 8 * 8;
+  // Input pairs of the mixer: of each slot, of each match, the constant, two of the network.
+  enum Extra : size_t { kMatchPair, kLongMatchPair, kConstantPair, kNetworkPair, kRefinedPair };
+  using Inputs = MixInputs<kSlots, kNetwork ? 5 : 3>;
   static constexpr size_t kSets = kNetwork ? 5 : 4;
+  using Weights = WeightSets<int16_t, Inputs::kInputs>;
 
   // Learning rates, in 1/16: of the first layer it starts at the sum and falls to kRate.
   static constexpr int kRate = kNetwork ? 18 : 14;
   static constexpr int kExtraRate = 24;
   static constexpr uint32_t kExtraRateBytes = 16384;  // where half of the extra is gone
   static constexpr int kFinalRate = 6;
+  static constexpr int kSure = 1536;  // 6 nats: 1 in 404
   static constexpr uint32_t kMapLimit = 255;
   static constexpr uint32_t kMatchMapLimit = 1023;
   static constexpr uint32_t kApmLimit = 127;
   static constexpr int kMinMatch = 5, kMinLongMatch = 20;
-  static constexpr size_t kApm2Contexts = 1 << 14;
+  static constexpr uint32_t kNibbles = 17;
+  static constexpr int kHashedBits = 14;  // of the contexts of hashed refinements
 
  public:
   Engine(const MixerParams& params, size_t raw_size, int lanes)
@@ -117,11 +118,11 @@ class Engine final : public MixerEngine {
         table_(params.log2_memory),
         match_(kMinMatch, raw_size, static_cast<size_t>(lanes)),
         long_match_(kMinLongMatch, raw_size, static_cast<size_t>(lanes)),
-        first_{WeightSets(MatchModel::kContexts * 8, kInputs, kInitialWeight),
-               WeightSets(256, kInputs, kInitialWeight), WeightSets(256, kInputs, kInitialWeight),
-               WeightSets(256 * 8, kInputs, kInitialWeight),
-               WeightSets(kNetwork ? 16 * kMatchOpinions * 2 : 1, kInputs, kInitialWeight)},
-        second_(256, kSets, 65536 / kSets) {
+        first_{Weights(MatchModel::kContexts * 8, kInitialWeight), Weights(256, kInitialWeight),
+               Weights(256, kInitialWeight), Weights(256 * 8, kInitialWeight),
+               Weights(kNetwork ? 16 * kMatchOpinions * 2 : 1, kInitialWeight)},
+        final_sets_(256, 0) {
+    for (size_t s = 0; s < kSets; ++s) final_sets_.fill_input(s, 65536 / kSets);
     past_.bytes.resize(raw_size);
     for (size_t i = 0; i < static_cast<size_t>(lanes); ++i) {
       const size_t begin = std::min(stride_ * i, raw_size);
@@ -132,7 +133,8 @@ class Engine final : public MixerEngine {
     if (Profile::kSamples) samples_.resize(lanes_.size());
     start_maps();
     if (kNetwork) {
-      for (WeightSets& sets : first_) sets.fill_input(kNetworkInput, kInitialNetworkWeight);
+      for (Weights& sets : first_)
+        sets.fill_input(2 * (kSlots + kNetworkPair), kInitialNetworkWeight);
     }
     for (size_t lane = 0; lane < lanes_.size(); ++lane) prepare(lane);
     mark_ablated();
@@ -148,20 +150,23 @@ class Engine final : public MixerEngine {
 
   uint64_t state_hash() const override {
     uint64_t h = fold(14695981039346656037u, table_.bytes().data(), table_.bytes().size());
-    h = fold(h, maps_.data(), sizeof(maps_));
-    for (const WeightSets& sets : first_) h = fold(h, sets.all().data(), sets.all().size_bytes());
-    return fold(h, second_.all().data(), second_.all().size_bytes());
+    for (const auto& map : maps_) {
+      for (const MixerCell& cell : map) h = fold(h, &cell.cell, sizeof(cell.cell));
+    }
+    for (const Weights& sets : first_) h = fold(h, sets.all().data(), sets.all().size_bytes());
+    return fold(h, final_sets_.all().data(), final_sets_.all().size_bytes());
   }
 
  private:
-  static constexpr int32_t kInitialWeight = kNetwork ? 3000 : 6000;
-  static constexpr int32_t kInitialNetworkWeight = 40000;
+  // Of 8192.
+  static constexpr int16_t kInitialWeight = kNetwork ? 375 : 750;
+  static constexpr int16_t kInitialNetworkWeight = 5000;
 
   // One of the two matches: of every lane, and of the byte and the bit being coded.
   struct Matcher {
     MatchModel model;
     std::vector<Match> lanes;
-    std::array<uint32_t, MatchModel::kContexts> maps{};
+    std::array<MixerCell, MatchModel::kContexts> maps{};
     uint32_t expected = 0;  // the byte behind a leading one, 0 once it is contradicted
     uint32_t trust = 0;
     int bit = 0;
@@ -171,7 +176,7 @@ class Engine final : public MixerEngine {
           lanes(lanes_) {
       for (uint32_t i = 0; i < MatchModel::kContexts; ++i) {
         const uint32_t length = i / 4;
-        maps[i] = adaptive_cell(61440 * (length + 1) / (length + 2), 4);
+        maps[i] = MixerCell::starting(61440 * (length + 1) / (length + 2), 4);
       }
     }
 
@@ -184,15 +189,21 @@ class Engine final : public MixerEngine {
       if (expected >> (8 - i) != partial) expected = 0;
       bit = static_cast<int>(expected >> (7 - i) & 1);
     }
+    InputPair inputs() const {
+      const auto [stretched, linear] = maps[trust].inputs;
+      if (expected == 0) return {};
+      if (bit) return {stretched, linear};
+      return {static_cast<int16_t>(-stretched), static_cast<int16_t>(-linear)};
+    }
     void learn(int actual) {
-      if (expected != 0) maps[trust] = adapt(maps[trust], actual == bit, kMatchMapLimit);
+      if (expected != 0) maps[trust].learn(actual == bit, kMatchMapLimit);
     }
   };
 
   void start_maps() {
     for (auto& map : maps_) {
-      for (int state = 0; state < history_.states(); ++state) {
-        map[static_cast<size_t>(state)] = adaptive_cell(history_.initial_p16(state), 10);
+      for (int state = 1; state < history_.states(); ++state) {
+        map[static_cast<size_t>(state)] = MixerCell::starting(history_.initial_p16(state), 10);
       }
     }
   }
@@ -242,8 +253,10 @@ class Engine final : public MixerEngine {
   uint8_t code(size_t lane, const uint32_t* weights, Coder& coder) {
     begin_byte(lane, weights);
     for (int i = 0; i < 8; ++i) {
-      if (i == 4) find_buckets(lane, partial_);
-      const int bit = coder.code(i, predict<Mix>(i));
+      if (i == 4) begin_nibble(partial_);
+      begin_bit<Mix>(i);
+      if (!sure_ && !found_) find_buckets(lane, i);
+      const int bit = coder.code(i, sure_ ? sure_p1() : predict<Mix>(i));
       const uint32_t partial = partial_ * 2 + static_cast<uint32_t>(bit);
       // The cache lines that come next travel while this bit is learned.
       if (i == 3) prefetch_buckets(lane, partial);
@@ -254,7 +267,8 @@ class Engine final : public MixerEngine {
         long_match_.model.prefetch(lanes_[lane]);
         prepare(lane);
       }
-      learn<Mix>(bit);
+      if constexpr (kNetwork) learn_network(bit);
+      if (!sure_) learn<Mix>(bit);
       partial_ = partial;
       node_ = i == 3 ? 1 : node_ * 2 + static_cast<uint32_t>(bit);
     }
@@ -296,110 +310,151 @@ class Engine final : public MixerEngine {
     long_match_.begin_byte(lane);
     c1_ = state.byte_back(1);
     const uint32_t c2 = state.byte_back(2);
-    order3_ = hash_of(static_cast<uint32_t>(state.recent(3)), 1);
+    order3_ = static_cast<uint32_t>(state.recent(3));
     if constexpr (Profile::kSamples) {
       likely_ = samples_[lane].guess();
       kind_ = samples_[lane].activity();
-      order2_ = hash_of(likely_ | kind_ << 8, 0) >> 16;
+      order2_ = likely_ | kind_ << 8;
     } else {
       likely_ = c1_;
       kind_ = kByteClass[c1_] * 16u + kByteClass[c2];
-      order2_ = hash_of(c1_ | c2 << 8, 0) >> 16;
+      order2_ = c1_ | c2 << 8;
     }
     variant_ = (variant_ + 5) % BitHistory::kVariants;
     hashes_[lane][kContexts - 1] =
         context_hash<Context::kExpected>(state, past_, match_.lanes[lane]);
     if constexpr (kNetwork) begin_network(weights);
-    find_buckets(lane, 0);
+    begin_nibble(0);
   }
 
   void prefetch_buckets(size_t lane, uint32_t partial) const {
     for (const uint32_t hash : hashes_[lane]) table_.prefetch(nibble_hash(hash, partial));
   }
 
-  void find_buckets(size_t lane, uint32_t partial) {
-    for (size_t i = 0; i < kHashes; ++i) {
-      buckets_[i] = table_.find(nibble_hash(hashes_[lane][i], partial));
+  // Before the first bit i of a nibble that is not sure.
+  void find_buckets(size_t lane, int i) {
+    const uint32_t partial = i < 4 ? 0 : partial_ >> (i - 4);
+    for (size_t slot = 0; slot < kHashes; ++slot) {
+      buckets_[slot] = table_.find(nibble_hash(hashes_[lane][slot], partial));
     }
-    buckets_[kHashes] = order0_.data() + 16 * (partial == 0 ? 0 : partial - 15);
+    buckets_[kHashes] = order0_.data() + 16 * nibble_number(partial);
+    found_ = true;
+    if (node_ == 1) return;
+    // A bucket is kept by its history at node 1, which must not wait for bits that are not sure.
+    const size_t first = node_ >> (std::bit_width(node_) - 2) & 1;
+    for (uint8_t* bucket : buckets_) bucket[1] = history_.next()[variant_][2u * bucket[1] + first];
+  }
+
+  // Of the nibbles that a byte can begin and go on with.
+  static uint32_t nibble_number(uint32_t partial) { return partial == 0 ? 0 : partial - 15; }
+
+  // The refinements' contexts at node 0 of the nibble.
+  void begin_nibble(uint32_t partial) {
+    found_ = false;
+    const auto last_of = [&](uint32_t byte) {
+      return 16 * (kNibbles * byte + nibble_number(partial));
+    };
+    nibble_.likely = last_of(likely_);
+    nibble_.last = last_of(c1_);
+    nibble_.pair = hash_of(order2_, partial) >> (32 - kHashedBits + 4) << 4;
+    nibble_.order3 = hash_of(order3_, partial) >> (32 - kHashedBits + 4) << 4;
+    apm1_.prefetch(nibble_.likely + 1);
+    apm2_.prefetch(nibble_.pair + 1);
+    if constexpr (kNetwork) {
+      network_apm1_.prefetch(nibble_.last + 1);
+      network_apm2_.prefetch(nibble_.order3 + 1);
+    }
+  }
+
+  // What is known before the models are asked.  A bit is sure if the network, what its opinion was
+  // worth before, and the match all say so: it costs next to nothing, and the models are spared.
+  template <class Mix>
+  void begin_bit(int i) {
+    match_.begin_bit(i, partial_);
+    long_match_.begin_bit(i, partial_);
+    if (kAblation && match_off_) match_.expected = 0;
+    if (kAblation && long_match_off_) long_match_.expected = 0;
+    if constexpr (kNetwork) {
+      predict_network<Mix>();
+      const auto [first, second] = inputs_.extra[kRefinedPair];
+      const bool one = network_stretched_ > 0;
+      const int least = one ? std::min({network_stretched_, int{first}, int{second}})
+                            : -std::max({network_stretched_, int{first}, int{second}});
+      sure_ = least >= kSure && (match_.expected == 0 || (match_.bit != 0) == one);
+    }
+  }
+
+  uint32_t sure_p1() const {
+    return std::clamp((refined_[0] + refined_[1] + 1) >> 1, 1u, uint32_t{kProbOne - 1});
   }
 
   // The probability of a 1, of 22 bits, never 0 or 1.
   template <class Mix>
   uint32_t predict(int i) {
-    const size_t apm1_context = partial_ | likely_ << 8;
-    const size_t apm2_context = (order2_ ^ partial_ * 0x9E35) & (kApm2Contexts - 1);
-    apm1_.prefetch(apm1_context);
-    apm2_.prefetch(apm2_context);
-    predict_slots();
-    predict_match(match_, kMatchInput, i, kAblation && match_off_);
-    predict_match(long_match_, kMatchInput + 2, i, kAblation && long_match_off_);
-    if constexpr (kNetwork) predict_network();
-    inputs_[kBiasInput] = 256;
+    // What the next bit may need, travels meanwhile: its nodes are neighbors.
+    apm1_.prefetch_two(nibble_.likely + 2 * node_);
+    apm2_.prefetch_two(nibble_.pair + 2 * node_);
+    look_up_slots();
+    inputs_.extra[kMatchPair] = match_.inputs();
+    inputs_.extra[kLongMatchPair] = long_match_.inputs();
+    inputs_.extra[kConstantPair] = {256, 0};
+    Mix::gather(inputs_);
+    if (kAblation && !kLinear) {
+      for (size_t slot = 0; slot < kSlots; ++slot) inputs_.pairs[slot].linear = 0;
+    }
     select_weights(static_cast<uint32_t>(i));
-    mixed_ = mix<Mix>();
-    const auto mixed = static_cast<uint32_t>(kLogistic.squash(mixed_));
-    const uint32_t a = apm1_.refine(mixed_, apm1_context);
-    const uint32_t b = apm2_.refine(mixed_, apm2_context);
+    Mix::dot(inputs_, selected_, outputs_);
+    for (size_t s = 0; kAblation && s < kSets; ++s) outputs_[s] = set_off_[s] ? 0 : outputs_[s];
+    mixed_ = Mix::mix(outputs_, final_);
+    const auto mixed = static_cast<uint32_t>(squash(mixed_));
+    const uint32_t a = apm1_.refine(mixed_, nibble_.likely + node_);
+    const uint32_t b = apm2_.refine(mixed_, nibble_.pair + node_);
     uint32_t c = mixed;
     if constexpr (kNetwork) c = apm3_.refine(mixed_, opinions());
     const uint32_t p1 = kAblation && apm_off_ ? mixed : (mixed + a + b + c + 2) >> 2;
     return std::clamp(p1, 1u, uint32_t{kProbOne - 1});
   }
 
-  // The probability itself, beside its logarithm: -1024..1023.
-  static int linear(uint32_t p) {
-    if (kAblation && !kLinear) return 0;
-    return (static_cast<int>(p) - kProbOne / 2) >> (kProbBits - 11);
-  }
-
-  void predict_slots() {
+  void look_up_slots() {
     for (size_t slot = 0; slot < kSlots; ++slot) {
       const uint8_t state = buckets_[slot][node_];
       states_[slot] = state;
-      const uint32_t p = p22_of(maps_[slot][state]);
-      const bool known = state != 0 && !(kAblation && off_[slot]);
-      inputs_[2 * slot] = known ? kLogistic.stretch(p) : 0;
-      inputs_[2 * slot + 1] = known ? linear(p) : 0;
+      inputs_.cells[slot] = &maps_[slot][kAblation && off_[slot] ? 0 : state];
     }
   }
 
-  void predict_match(Matcher& matcher, size_t input, int i, bool off) {
-    inputs_[input] = inputs_[input + 1] = 0;
-    matcher.begin_bit(i, partial_);
-    if (off) matcher.expected = 0;
-    if (matcher.expected == 0) return;
-    const uint32_t p = p22_of(matcher.maps[matcher.trust]);
-    inputs_[input] = matcher.bit ? kLogistic.stretch(p) : -kLogistic.stretch(p);
-    inputs_[input + 1] = matcher.bit ? linear(p) : -linear(p);
+  // Sums of the weights fit 32 bits without their lowest 8, which say nothing of 22.
+  static uint32_t sum_weights(const uint32_t* weights, size_t n) {
+    uint32_t sum = 0;
+    for (size_t i = 0; i < n; ++i) sum += weights[i] >> 8;
+    return sum;
   }
 
   void begin_network(const uint32_t* weights) {
     network_ = weights;
-    network_sum_ = 0;
-    for (size_t i = 0; i < 256; ++i) network_sum_ += weights[i];
+    network_sum_ = sum_weights(weights, 256);
   }
 
   // How many bytes the next bit decides about on each side.
   size_t network_half_size() const { return size_t{128} >> (31 - std::countl_zero(partial_)); }
 
+  template <class Mix>
   void predict_network() {
     const size_t half = network_half_size();
-    network_upper_ = 0;
-    for (size_t i = half; i < 2 * half; ++i) network_upper_ += network_[i];
+    network_upper_ = sum_weights(network_ + half, half);
     uint32_t p = kProbOne / 2;
-    if (network_sum_ != 0) p = static_cast<uint32_t>((network_upper_ << kProbBits) / network_sum_);
+    if (network_sum_ != 0)
+      p = static_cast<uint32_t>((uint64_t{network_upper_} << kProbBits) / network_sum_);
     p = std::min(p, uint32_t{kProbOne - 1});
-    network_stretched_ = kLogistic.stretch(p);
-    const auto refined = [&](Apm& apm, size_t context) {
-      const uint32_t refined_p = apm.refine(network_stretched_, context);
-      return kAblation && network_apm_off_ ? 0 : kLogistic.stretch(refined_p);
-    };
-    inputs_[kNetworkInput] = network_stretched_;
-    inputs_[kNetworkInput + 1] = linear(p);
-    inputs_[kNetworkInput + 2] = refined(network_apm1_, partial_);
-    inputs_[kNetworkInput + 3] = refined(network_apm2_, partial_ | c1_ << 8);
-    inputs_[kNetworkInput + 4] = refined(network_apm3_, (order3_ + partial_ * kHashA) >> 16);
+    network_stretched_ = Mix::stretch_two(p, p).stretched;
+    inputs_.extra[kNetworkPair] = {static_cast<int16_t>(network_stretched_),
+                                   static_cast<int16_t>(linear(p))};
+    refined_ = {network_apm1_.refine(network_stretched_, nibble_.last + node_),
+                network_apm2_.refine(network_stretched_, nibble_.order3 + node_)};
+    network_apm1_.prefetch_two(nibble_.last + 2 * node_);
+    network_apm2_.prefetch_two(nibble_.order3 + 2 * node_);
+    inputs_.extra[kRefinedPair] = Mix::stretch_two(refined_[0], refined_[1]);
+    if (kAblation && network_apm_off_) inputs_.extra[kRefinedPair] = {};
   }
 
   // What the match says of the network's opinion: nothing, the same or the opposite, by its length.
@@ -429,58 +484,43 @@ class Engine final : public MixerEngine {
     if constexpr (kNetwork) {
       selected_[4] = first_[4].set((confidence() * kMatchOpinions + match_opinion()) * 2 + (i > 3));
     }
-    final_ = second_.set(partial_);
-  }
-
-  template <class Mix>
-  int mix() {
-    int sum = 0;
-    for (size_t s = 0; s < kSets; ++s) {
-      outputs_[s] = clamp_stretch(Mix::dot(inputs_.data(), selected_[s], kInputs) >> 8);
-      if (kAblation && set_off_[s]) outputs_[s] = 0;
-      sum += (outputs_[s] * final_[s]) >> 8;
-    }
-    return clamp_stretch(sum >> 8);
+    final_ = final_sets_.set(partial_);
   }
 
   template <class Mix>
   void learn(int bit) {
-    learn_slots(bit);
+    learn_slots<Mix>(bit);
     match_.learn(bit);
     long_match_.learn(bit);
-    if constexpr (kNetwork) learn_network(bit);
     learn_weights<Mix>(bit << kProbBits);
     apm1_.update(bit, kApmLimit);
     apm2_.update(bit, kApmLimit);
     if constexpr (kNetwork) apm3_.update(bit, kApmLimit);
   }
 
+  template <class Mix>
   void learn_slots(int bit) {
+    Mix::learn(inputs_, bit, kMapLimit);
     const auto& next = history_.next()[variant_];
     for (size_t slot = 0; slot < kSlots; ++slot) {
-      const uint8_t state = states_[slot];
-      uint32_t& cell = maps_[slot][state];
-      cell = adapt(cell, bit, kMapLimit);
-      buckets_[slot][node_] = next[static_cast<size_t>(2 * state + bit)];
+      buckets_[slot][node_] = next[static_cast<size_t>(2 * states_[slot] + bit)];
     }
   }
 
   void learn_network(int bit) {
     if (bit) network_ += network_half_size();
     network_sum_ = bit ? network_upper_ : network_sum_ - network_upper_;
-    for (Apm* apm : {&network_apm1_, &network_apm2_, &network_apm3_}) apm->update(bit, kApmLimit);
+    for (Apm* apm : {&network_apm1_, &network_apm2_}) apm->update(bit, kApmLimit);
   }
 
   // Every set learns from its own error; the final weights from that of the whole.
   template <class Mix>
   void learn_weights(int target) {
-    const int final_step = (target - kLogistic.squash(mixed_)) * kFinalRate >> (kProbBits - 12);
     for (size_t s = 0; s < kSets; ++s) {
-      const int step = (target - kLogistic.squash(outputs_[s])) * rate_ >> (kProbBits - 12);
-      Mix::train(inputs_.data(), selected_[s], kInputs, step);
-      const int moved = final_[s] + ((outputs_[s] * final_step + (1 << 15)) >> 16);
-      final_[s] = std::clamp(moved, -kWeightMax, kWeightMax);
+      const int error = target - squash(outputs_[s]);
+      Mix::train(inputs_, selected_[s], (error * rate_ + (1 << 13)) >> 14);
     }
+    Mix::train_final(outputs_, final_, (target - squash(mixed_)) * kFinalRate >> (kProbBits - 12));
   }
 
   void count_byte() {
@@ -508,16 +548,15 @@ class Engine final : public MixerEngine {
 
   HistoryTable table_;
   std::array<uint8_t, 17 * 16> order0_{};
-  std::array<std::array<uint32_t, 256>, kSlots> maps_{};
+  alignas(64) std::array<std::array<MixerCell, 256>, kSlots> maps_{};
   Matcher match_, long_match_;
-  std::array<WeightSets, 5> first_;
-  WeightSets second_;
-  Apm apm1_{65536};
-  Apm apm2_{kApm2Contexts};
+  std::array<Weights, 5> first_;
+  WeightSets<int32_t, kMaxSets> final_sets_;
+  Apm apm1_{256 * kNibbles * 16};
+  Apm apm2_{1 << kHashedBits};
   Apm apm3_{kNetwork ? 16 * 256 : 1};
-  Apm network_apm1_{kNetwork ? 256 : 1};
-  Apm network_apm2_{kNetwork ? 65536 : 1};
-  Apm network_apm3_{kNetwork ? 65536 : 1};
+  Apm network_apm1_{kNetwork ? 256 * kNibbles * 16 : 1};
+  Apm network_apm2_{kNetwork ? 1 << kHashedBits : 1};
   uint32_t coded_ = 0;
   int rate_ = kRate + kExtraRate;
   size_t variant_ = 0;
@@ -526,17 +565,23 @@ class Engine final : public MixerEngine {
   uint32_t partial_ = 1, node_ = 1;
   uint32_t c1_ = 0, order2_ = 0, order3_ = 0;
   uint32_t likely_ = 0, kind_ = 0;  // what selects weights and refinements: docs/mixer.md
+  struct {
+    size_t likely, last, pair, order3;
+  } nibble_{};
   std::array<uint8_t*, kSlots> buckets_{};
+  bool found_ = false;                 // the buckets of this nibble
   const uint32_t* network_ = nullptr;  // the weights that are left to decide between
-  uint64_t network_sum_ = 0;
+  uint32_t network_sum_ = 0;
 
   // Of the bit being coded.
-  uint64_t network_upper_ = 0;
+  uint32_t network_upper_ = 0;
   int network_stretched_ = 0;
+  std::array<uint32_t, 2> refined_{};  // probabilities
+  bool sure_ = false;
   std::array<uint8_t, kSlots> states_{};
-  alignas(32) std::array<int32_t, kInputs> inputs_{};
-  std::array<int32_t*, kSets> selected_{};
-  std::array<int, kSets> outputs_{};
+  Inputs inputs_;
+  std::array<int16_t*, kSets> selected_{};
+  alignas(32) std::array<int32_t, kMaxSets> outputs_{};
   int32_t* final_ = nullptr;
   int mixed_ = 0;
 

@@ -28,7 +28,7 @@ class Recall {
       : histories_(lanes), table_(kOrders.size() << kTableBits), knots_(kContexts * kKnots) {
     for (size_t i = 0; i < knots_.size(); ++i) {
       const int x = static_cast<int>(i % kKnots) * kStep - (kStretchMax + 1);
-      knots_[i] = static_cast<uint16_t>(std::min(kLogistic.squash(clamp_stretch(x)) >> 6, 65535));
+      knots_[i] = static_cast<uint16_t>(std::min(squash(clamp_stretch(x)) >> 6, 65535));
     }
   }
 
@@ -117,7 +117,7 @@ class Recall {
   }
 
   static Knots knots_of(const Guess& guess, uint32_t p16) {
-    const int x = kLogistic.stretch(p16 << 6) + kStretchMax + 1;  // 1 .. 2 * kStretchMax + 1
+    const int x = stretch(p16 << 6) + kStretchMax + 1;  // 1 .. 2 * kStretchMax + 1
     return {guess.context * kKnots + static_cast<size_t>(x / kStep),
             static_cast<uint32_t>(x % kStep)};
   }

@@ -12,7 +12,7 @@ from lmzip.reference_coder import RangeDecoder, RangeEncoder
 U32 = 0xFFFFFFFF
 STRETCH_MAX = 3071
 ONE = 1 << 22  # probabilities have 22 bits
-WEIGHT_MAX = 524287
+FINAL_WEIGHT_MAX = 524287
 
 PROFILES = {
     "text": [0, 1, 2, 3, 4, 5, 6, 10, 19, 18, 17],
@@ -45,23 +45,18 @@ def squash(x: int) -> int:
     return _SQUASH[x + STRETCH_MAX]
 
 
-def _greatest(limit: int) -> int:
-    """The greatest x with squash(x) <= limit, or -3071."""
-    low, high = -STRETCH_MAX, STRETCH_MAX
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if squash(middle) <= limit else (low, middle - 1)
-    return low
-
-
-_MIDDLE = [_greatest(1024 * i + 512) for i in range(4096)]
-_TAIL = [_greatest(32 * i + 16) for i in range(4096)]
+def log2(n: int) -> int:
+    """In 1/32768, for 0 < n < 2^24."""
+    e = n.bit_length() - 1
+    m = (n << (23 - e) >> 8) & 32767
+    hump = (m * (32767 - m) + 16384) >> 15
+    bend = 14180 - ((m * 5350 + 16384) >> 15)
+    return (e << 15) + m + ((hump * bend + 16384) >> 15)
 
 
 def stretch(p: int) -> int:
-    if p < 1 << 17:
-        return _TAIL[p >> 5]
-    return -_TAIL[(ONE - 1 - p) >> 5] if p >= ONE - (1 << 17) else _MIDDLE[p >> 10]
+    ratio = log2(2 * p + 1) - log2(2 * ONE - 2 * p - 1)
+    return limit_stretch((ratio * 2839 + 262144) >> 19)
 
 
 def linear(p: int) -> int:
@@ -542,12 +537,12 @@ class Refinement:
 
     def refine(self, z: int, at: int) -> int:
         if at not in self.knots:
-            knots = [squash(limit_stretch(256 * j - 3072)) for j in range(25)]
+            knots = [squash(limit_stretch(410 * j - 3072)) for j in range(16)]
             self.knots[at] = [Cell(p, 6) for p in knots]
         row = self.knots[at]
-        j, f = divmod(z + 3072, 256)
-        self.nearer = row[j + (f >= 128)]
-        return (row[j].p * (256 - f) + row[j + 1].p * f) // 256
+        j, f = divmod(z + 3072, 410)
+        self.nearer = row[j + (f >= 205)]
+        return (row[j].p * (410 - f) + row[j + 1].p * f) // 410
 
     def learn(self, bit: int) -> None:
         self.nearer.learn(bit, 127)
@@ -563,12 +558,22 @@ class Weights:
 
 
 def dot(x: Sequence[int], w: Sequence[int]) -> int:
-    return limit_stretch(sum((a * b) >> 8 for a, b in zip(x, w, strict=True)) >> 8)
+    pairs = range(0, len(x), 2)
+    return limit_stretch(sum((x[j] * w[j] + x[j + 1] * w[j + 1]) >> 5 for j in pairs) >> 8)
 
 
 def train(x: Sequence[int], w: list[int], step: int) -> None:
     for j, a in enumerate(x):
-        w[j] = clamp(w[j] + ((a * step + 32768) >> 16), -WEIGHT_MAX, WEIGHT_MAX)
+        w[j] = clamp(w[j] + ((a * step + 16384) >> 15), -32768, 32767)
+
+
+def final_dot(x: Sequence[int], v: Sequence[int]) -> int:
+    return limit_stretch(sum((a * b) >> 8 for a, b in zip(x, v, strict=True)) >> 8)
+
+
+def train_final(x: Sequence[int], v: list[int], step: int) -> None:
+    for j, a in enumerate(x):
+        v[j] = clamp(v[j] + ((a * step + 32768) >> 16), -FINAL_WEIGHT_MAX, FINAL_WEIGHT_MAX)
 
 
 class Matcher:
@@ -605,16 +610,16 @@ class Mixer:
         slots = len(self.contexts) + (10 if self.sampled else 0) + 1
         self.maps = [history_map() for _ in range(slots)]
         self.matchers = [Matcher(5, self.past), Matcher(20, self.past)]
-        used = 2 * slots + 4 + (5 if network else 0) + 1
-        inputs = -(-used // 8) * 8
-        weight = 3000 if network else 6000
+        used = 2 * (slots + (5 if network else 3))
+        inputs = -(-used // 16) * 16
+        weight = 375 if network else 750
         initial = [weight] * inputs
         if network:
-            initial[2 * slots + 4] = 40000
+            initial[2 * (slots + 3)] = 5000
         self.padding = inputs - used
         self.sets = [Weights(initial) for _ in range(5 if network else 4)]
         self.final = Weights([65536 // len(self.sets)] * len(self.sets))
-        self.a, self.b, self.c, self.n1, self.n2, self.n3 = (Refinement() for _ in range(6))
+        self.a, self.b, self.c, self.n1, self.n2 = (Refinement() for _ in range(5))
         self.variant = self.coded = 0
         self.hashes = [self.all_contexts(index) for index in range(lanes)]
 
@@ -635,14 +640,25 @@ class Mixer:
         hashes[expected_at] = context(EXPECTED, lane, self.matchers[0].lanes[index])
         self.rate = (18 if self.network else 14) + 24 * 16384 // (16384 + self.coded)
         partial, node = 1, 1
+        buckets: list[list[int]] = []
         for i in range(8):
             if i in (0, 4):
-                q = 0 if i == 0 else partial
-                buckets = [self.table.find(h, q) for h in hashes]
-                buckets.append(self.order0[0 if i == 0 else partial - 15])
-                node = 1
-            bit = code_bit(i, self.predict(index, weights, buckets, partial, node, i))
-            self.learn(buckets, node, bit)
+                buckets, node = [], 1
+            self.begin_bit(index, weights, partial, i)
+            if not self.sure and not buckets:
+                buckets = self.find_buckets(hashes, 0 if i < 4 else partial >> (i - 4))
+                if node > 1:
+                    first = node >> (node.bit_length() - 2) & 1
+                    for bucket in buckets:
+                        bucket[1] = NEXT[self.variant][bucket[1]][first]
+            if self.sure:
+                bit = code_bit(i, clamp((sum(self.refined) + 1) >> 1, 1, ONE - 1))
+            else:
+                bit = code_bit(i, self.predict(buckets, partial, node, i))
+                self.learn(buckets, node, bit)
+            if self.network:
+                self.n1.learn(bit)
+                self.n2.learn(bit)
             partial, node = 2 * partial + bit, 2 * node + bit
         lane.append(partial - 256)
         if self.sampled:
@@ -653,28 +669,60 @@ class Mixer:
         self.coded += 1
         return partial - 256
 
-    def predict(
-        self, index: int, weights: Any, buckets: list[list[int]], partial: int, node: int, i: int
-    ) -> int:
+    def find_buckets(self, hashes: list[int], q: int) -> list[list[int]]:
+        found = [self.table.find(h, q) for h in hashes]
+        return [*found, self.order0[0 if q == 0 else q - 15]]
+
+    def begin_bit(self, index: int, weights: Any, partial: int, i: int) -> None:
         lane = self.past.lanes[index]
         c1, c2 = lane.back(1), lane.back(2)
-        likely, kind, order2 = c1, 16 * byte_class(c1) + byte_class(c2), c1 + 256 * c2
+        self.c1, self.kind = c1, 16 * byte_class(c1) + byte_class(c2)
+        self.likely, order2 = c1, c1 + 256 * c2
         if self.sampled:
-            likely, kind = lane.samples.guess, lane.samples.activity
-            order2 = likely + 256 * kind
+            self.likely, self.kind = lane.samples.guess, lane.samples.activity
+            order2 = self.likely + 256 * self.kind
+        nibble = 0 if i < 4 else partial >> (i - 4)
+        node = 1 << i % 4 | partial & (1 << i % 4) - 1
+
+        def beside(byte: int) -> int:
+            return 16 * (17 * byte + (0 if i < 4 else nibble - 15)) + node
+
+        def hashed(x: int) -> int:
+            return 16 * (hash_of(x, nibble) >> 22) + node
+
+        self.at_likely, self.at_pair = beside(self.likely), hashed(order2)
+        self.match_inputs = [x for m in self.matchers for x in m.inputs(index, partial, i)]
+        self.sure, self.network_inputs = False, list[int]()
+        if not self.network:
+            return
+        p = self.network_p(weights, partial, i)
+        self.z = stretch(p)
+        self.refined = [
+            self.n1.refine(self.z, beside(c1)), self.n2.refine(self.z, hashed(lane.number(3))),
+        ]  # fmt: skip
+        self.network_inputs = [self.z, linear(p), *map(stretch, self.refined)]
+        sign = 1 if self.z > 0 else -1
+        opinions = [self.z, *map(stretch, self.refined)]
+        agreed = self.matchers[0].bit in (None, int(self.z > 0))
+        self.sure = agreed and all(sign * x >= 1536 for x in opinions)
+
+    def network_p(self, weights: Any, partial: int, i: int) -> int:
+        first = partial << (8 - i) & 255
+        half = 128 >> i
+        upper = sum(int(w) >> 8 for w in weights[first + half : first + 2 * half])
+        total = upper + sum(int(w) >> 8 for w in weights[first : first + half])
+        return min(ONE * upper // total, ONE - 1) if total else ONE // 2
+
+    def predict(self, buckets: list[list[int]], partial: int, node: int, i: int) -> int:
         self.histories = [bucket[node] for bucket in buckets]
         x = []
         for cells, history in zip(self.maps, self.histories, strict=True):
             p = cells[history].p
             x += [stretch(p), linear(p)] if history else [0, 0]
-        for matcher in self.matchers:
-            x += matcher.inputs(index, partial, i)
-        if self.network:
-            x += self.predict_network(weights, lane, partial, i)
-        self.x = x + [256] + [0] * self.padding
+        self.x = x + self.match_inputs + [256, 0] + self.network_inputs + [0] * self.padding
         match = self.matchers[0]
         trust = 0 if match.bit is None else match.trust
-        chosen = [8 * trust + i, partial, c1, 8 * kind + i]
+        chosen = [8 * trust + i, partial, self.c1, 8 * self.kind + i]
         if self.network:
             opinion = 0
             if match.bit is not None:
@@ -684,44 +732,29 @@ class Mixer:
         self.w = [s.select(at) for s, at in zip(self.sets, chosen, strict=True)]
         self.v = self.final.select(partial)
         self.dots = [dot(self.x, w) for w in self.w]
-        self.mixed = dot(self.dots, self.v)
-        a = self.a.refine(self.mixed, partial + 256 * likely)
-        b = self.b.refine(self.mixed, (hash_of(order2, 0) >> 16 ^ partial * 0x9E35) % 16384)
+        self.mixed = final_dot(self.dots, self.v)
+        a = self.a.refine(self.mixed, self.at_likely)
+        b = self.b.refine(self.mixed, self.at_pair)
         c = squash(self.mixed)
         if self.network:
             opinions = 128 + (self.z > 0) if match.bit is None else 2 * trust + match.bit
             c = self.c.refine(self.mixed, abs(self.z) // 192 * 256 + opinions)
         return clamp((squash(self.mixed) + a + b + c + 2) >> 2, 1, ONE - 1)
 
-    def predict_network(self, weights: Any, lane: Lane, partial: int, i: int) -> list[int]:
-        first = partial << (8 - i) & 255
-        half = 128 >> i
-        upper = sum(map(int, weights[first + half : first + 2 * half]))
-        total = upper + sum(map(int, weights[first : first + half]))
-        p = min(ONE * upper // total, ONE - 1) if total else ONE // 2
-        self.z = stretch(p)
-        order3 = (hash_of(lane.number(3), 1) + partial * 0x9E3779B1 & U32) >> 16
-        refined = [
-            self.n1.refine(self.z, partial),
-            self.n2.refine(self.z, partial + 256 * lane.back(1)),
-            self.n3.refine(self.z, order3),
-        ]
-        return [self.z, linear(p), *map(stretch, refined)]
-
     # Section 9.
 
     def learn(self, buckets: list[list[int]], node: int, bit: int) -> None:
         for cells, bucket, history in zip(self.maps, buckets, self.histories, strict=True):
-            cells[history].learn(bit, 255)
+            if history:
+                cells[history].learn(bit, 255)
             bucket[node] = NEXT[self.variant][history][bit]
         for matcher in self.matchers:
             matcher.learn(bit)
         if self.network:
-            for refinement in (self.c, self.n1, self.n2, self.n3):
-                refinement.learn(bit)
+            self.c.learn(bit)
         for w, output in zip(self.w, self.dots, strict=True):
-            train(self.x, w, ((ONE * bit - squash(output)) * self.rate) >> 10)
-        train(self.dots, self.v, ((ONE * bit - squash(self.mixed)) * 6) >> 10)
+            train(self.x, w, ((ONE * bit - squash(output)) * self.rate + 8192) >> 14)
+        train_final(self.dots, self.v, ((ONE * bit - squash(self.mixed)) * 6) >> 10)
         self.a.learn(bit)
         self.b.learn(bit)
 

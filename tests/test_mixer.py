@@ -46,16 +46,16 @@ def sample(size: int, seed: int = 0) -> bytes:
 def sample_weights(raw: bytes, seed: int = 0) -> Weights:
     """Rows that favor the true byte at most places, and rows with zeros and extremes."""
     rng = np.random.default_rng(seed)
-    rows = rng.integers(0, 1 << 12, size=(len(raw), 256), dtype=np.uint32)
+    rows = rng.integers(0, 1 << 20, size=(len(raw), 256), dtype=np.uint32)
     rows[rng.random(rows.shape) < 0.3] = 0
     at = np.arange(len(raw))
     rows[at, np.frombuffer(raw, np.uint8)] += np.where(
-        rng.random(len(raw)) < 0.8, 1 << 20, 1
+        rng.random(len(raw)) < 0.8, 1 << 28, 1
     ).astype(np.uint32)
     if len(raw) > 3:
         rows[1] = 0
         rows[1, 7] = (1 << 31) - 1  # certain of one byte, and wrong
-        rows[2] = 1 << 24  # uniform, the greatest sum that the specification allows
+        rows[2] = (1 << 31) - 1  # uniform, the greatest sum
     return rows
 
 

@@ -13,8 +13,8 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <string>
 #include <vector>
 
@@ -37,7 +37,9 @@ std::vector<uint8_t> read_file(const std::string& path) {
     std::fprintf(stderr, "%s: cannot be read\n", path.c_str());
     std::exit(2);
   }
-  return {std::istreambuf_iterator<char>(file), {}};
+  std::vector<uint8_t> bytes(std::filesystem::file_size(path));
+  file.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  return bytes;
 }
 
 struct Totals {

@@ -154,8 +154,8 @@ class Preset:
     lanes: int
 
 
-TEXT, BINARY, STRONG, SAMPLE = range(4)  # mixer profiles: docs/mixer.md
-_OTHER = ((METHOD_MIXER, BINARY), (METHOD_MIXER, SAMPLE))
+TEXT, BINARY, STRONG, SAMPLE, CODE = range(5)  # mixer profiles: docs/mixer.md
+_OTHER = ((METHOD_MIXER, BINARY), (METHOD_MIXER, SAMPLE), (METHOD_MIXER, CODE))
 PRESETS = {
     preset.name: preset
     for preset in (

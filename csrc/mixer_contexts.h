@@ -148,12 +148,12 @@ struct CodeProfile {
   static constexpr bool kSamples = false;
   static constexpr bool kCode = true;
   static constexpr Context kContexts[] = {
-      Context::kOrder1,         Context::kOrder2,   Context::kOrder3,
-      Context::kOrder4,         Context::kSparse2,  Context::kSparse3,
-      Context::kSparse23,       Context::kSparse4,  Context::kRecordColumn,
-      Context::kInstruction,    Context::kAfterTwo, Context::kAfterTwoCodes,
-      Context::kAfterFourCodes, Context::kAddress,  Context::kAfterOperand,
-      Context::kOpcode,         Context::kExpected,
+      Context::kOrder1,   Context::kOrder2,        Context::kOrder3,
+      Context::kOrder4,   Context::kSparse3,       Context::kSparse23,
+      Context::kSparse4,  Context::kRecordColumn,  Context::kInstruction,
+      Context::kAfterTwo, Context::kAfterTwoCodes, Context::kAfterFourCodes,
+      Context::kAddress,  Context::kAfterOperand,  Context::kOpcode,
+      Context::kExpected,
   };
 };
 // For use beside a network, which knows the low orders better.

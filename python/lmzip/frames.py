@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lmzip.codec import Codecs, FrameCodec, frame_memory, lanes_for
+from lmzip.codec import BINARY, SAMPLE, Codecs, FrameCodec, frame_memory, lanes_for
 from lmzip.container import (
     METHOD_STORED,
     METHOD_TOKENS,
@@ -175,9 +175,13 @@ def choose_codecs(data: bytes, codecs: Sequence[FrameCodec]) -> list[FrameCodec]
 
 
 def _gains(codecs: Sequence[FrameCodec], data: bytes) -> bool:
-    """True if one of them makes a piece of a frame smaller, and by more than next to nothing."""
+    """True if one of them makes a piece of a frame smaller, and by more than next to nothing.
+
+    Where zlib gains nothing, text and code are not to be found.
+    """
     pieces = list(_samples(data, 1, PROBE_SIZE))
-    return any(_cost(codec, pieces) < (1 - PROBE_GAIN) * PROBE_SIZE for codec in codecs)
+    probes = [codec for codec in codecs if codec.profile in (BINARY, SAMPLE)] or codecs
+    return any(_cost(codec, pieces) < (1 - PROBE_GAIN) * PROBE_SIZE for codec in probes)
 
 
 def _costs(codecs: Sequence[FrameCodec], data: bytes) -> dict[FrameCodec, int]:

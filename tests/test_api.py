@@ -118,6 +118,14 @@ def test_large_incompressible_frame_is_stored_after_a_look_at_a_piece(monkeypatc
     assert asked == [frames.PROBE_SIZE]
 
 
+def test_short_texts_go_to_the_network():
+    for raw in (b"Hello, world.\n", "Grüße aus Zürich".encode(), bytes([1, 0, 2, 0, 3, 0, 4, 9])):
+        model, alone = Order0Codec(), Order0Codec()
+        model.method = container.METHOD_NETWORK
+        chosen = frames.choose_codecs(raw, [model, alone])
+        assert model in chosen
+
+
 def test_long_dense_runs_become_frames_of_their_own():
     noise, words = os.urandom(700_000), text(700_000)
     blob = compress(words + noise + words, frame_size=4 << 20)

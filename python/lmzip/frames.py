@@ -141,9 +141,11 @@ def cut(data: bytes) -> Iterator[bytes]:
 
 def _is_dense(data: bytes, at: int) -> bool:
     """True if zlib gains next to nothing on samples of a block: compressed or encrypted already,
-    a recording or a photograph."""
+    a recording or a photograph.  It gains on nothing that is short."""
     block = data[at : at + BLOCK_SIZE]
     samples = b"".join(_samples(block, 4, SAMPLE_SIZE)) if len(block) > 4 * SAMPLE_SIZE else block
+    if len(data) <= 4 * SAMPLE_SIZE:
+        return False
     return len(zlib.compress(samples, 1)) > len(samples) * 15 // 16
 
 
@@ -153,14 +155,14 @@ def choose_codecs(data: bytes, codecs: Sequence[FrameCodec]) -> list[FrameCodec]
 
     The pieces on which they compete are long enough to hold some rows of an image.
     """
+    if looks_like_text(data):
+        return [codecs[0]]
     quick = [codec for codec in codecs if codec.method not in MODEL_METHODS]
     slow = [codec for codec in codecs if codec.method in MODEL_METHODS]
     if all(_is_dense(data, at) for at in range(0, len(data), BLOCK_SIZE)):
         if len(data) > SMALL_FRAME and not _gains(quick, data):
             return []
         slow = slow if not quick else []
-    elif looks_like_text(data):
-        return [codecs[0]]
     if not slow or not quick:
         return [min(quick or slow, key=_costs(quick or slow, data).__getitem__)]
     # The network is tried on less: what it gains there over a mixer, it is taken to gain on more.

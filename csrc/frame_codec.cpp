@@ -11,6 +11,7 @@
 #include "errors.h"
 #include "lane_progress.h"
 #include "range_coder.h"
+#include "x86_targets.h"
 
 namespace lmzip {
 namespace {
@@ -42,6 +43,8 @@ void check(const FrameParams& params, size_t lanes) {
   require(params.method == Method::kNetwork || (params.table_bits >= kMixerMinLog2Memory &&
                                                 params.table_bits <= kMixerMaxLog2Memory),
           "the mixer's table has 2^16 to 2^30 bytes");
+  require(params.method == Method::kMixer || params.profile != MixerProfile::kCode,
+          "the profile code goes without a network");
 }
 
 bool has_mixer(const FrameParams& params) { return params.method != Method::kNetwork; }
@@ -320,8 +323,15 @@ Payloads encode_frame(const FrameParams& params, std::span<const uint8_t> raw, s
                       Interrupt interrupt) {
   check(params, lanes);
   if (raw.empty()) return Payloads(lanes);
-  if (params.method == Method::kMixer)
+  if (params.method == Method::kMixer) {
+    std::vector<uint8_t> code;
+    if (params.profile == MixerProfile::kCode) {
+      code.assign(raw.begin(), raw.end());
+      x86_to_absolute(code);
+      raw = code;
+    }
     return encode_frame_mixer(raw, static_cast<int>(lanes), mixer_params(params));
+  }
   return FrameEncoder(params, raw, lanes).run(std::move(interrupt));
 }
 
@@ -333,6 +343,7 @@ void decode_frame(const FrameParams& params, std::span<const std::span<const uin
       throw CorruptError("a payload is not the encoding of any " + std::to_string(raw.size()) +
                          " bytes; the file is damaged");
     }
+    if (params.profile == MixerProfile::kCode) x86_to_relative(raw);
     return;
   }
   FrameDecoder decoder(params, payloads, raw);

@@ -37,6 +37,9 @@ Mixer::Mixer(const MixerParams& params, size_t raw_size, int lanes) {
     case MixerProfile::kSample:
       engine_ = make_sample_engine(params, raw_size, lanes);
       return;
+    case MixerProfile::kCode:
+      engine_ = make_code_engine(params, raw_size, lanes);
+      return;
   }
   throw std::invalid_argument("unknown mixer profile");
 }

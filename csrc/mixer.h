@@ -16,7 +16,7 @@
 namespace lmzip {
 
 // Which set of context models is mixed.
-enum class MixerProfile : uint8_t { kText = 0, kBinary = 1, kStrong = 2, kSample = 3 };
+enum class MixerProfile : uint8_t { kText = 0, kBinary = 1, kStrong = 2, kSample = 3, kCode = 4 };
 
 inline constexpr int kMixerMinLog2Memory = 16;
 inline constexpr int kMixerMaxLog2Memory = 30;

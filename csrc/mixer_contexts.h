@@ -31,12 +31,21 @@ enum class Context : uint32_t {
   kExpected,
   kCellAbove,
   kShape,
+  kInstruction,
+  kAfterTwo,
+  kAfterTwoCodes,
+  kAfterFourCodes,
+  kAddress,
+  kAfterOperand,
+  kOpcode,
 };
 
 inline constexpr const char* kContextNames[] = {
-    "order1",   "order2",      "order3",       "order4",    "order6",    "word",    "wordpair",
-    "wordskip", "key",         "field",        "afterpair", "sparse2",   "sparse3", "sparse4",
-    "sparse23", "recordabove", "recordcolumn", "expected",  "cellabove", "shape",
+    "order1",    "order2",       "order3",      "order4",      "order6",        "word",
+    "wordpair",  "wordskip",     "key",         "field",       "afterpair",     "sparse2",
+    "sparse3",   "sparse4",      "sparse23",    "recordabove", "recordcolumn",  "expected",
+    "cellabove", "shape",        "instruction", "aftertwo",    "aftertwocodes", "afterfourcodes",
+    "address",   "afteroperand", "opcode",
 };
 
 template <Context kind>
@@ -47,6 +56,8 @@ uint32_t context_hash(const Lane& lane, const SharedPast& past, const Match& mat
     return hash_of(static_cast<uint32_t>(bytes), static_cast<uint32_t>(bytes >> 32), kSeed);
   };
   const uint32_t c1 = lane.byte_back(1), c2 = lane.byte_back(2), c3 = lane.byte_back(3);
+  const X86Decoder& x86 = lane.x86();
+  const auto here = [&] { return hash_of(x86.code(), x86.operand(), x86.place()); };
   switch (kind) {
     case Context::kOrder1:
       return order(1);
@@ -88,6 +99,23 @@ uint32_t context_hash(const Lane& lane, const SharedPast& past, const Match& mat
                      kSeed);
     case Context::kShape:
       return hash_of(lane.shape(), c1, kSeed);
+    case Context::kInstruction:
+      return hash_of(here(), 0, kSeed);
+    case Context::kAfterTwo:
+      return hash_of(here(), hash_of(x86.before()[0], x86.before()[1]), kSeed);
+    case Context::kAfterTwoCodes:
+      return hash_of(here(), (x86.before()[0] & 0xffff) | x86.before()[1] << 16, kSeed);
+    case Context::kAfterFourCodes:
+      return hash_of(here(),
+                     hash_of((x86.before()[0] & 0xffff) | x86.before()[1] << 16,
+                             (x86.before()[2] & 0xffff) | x86.before()[3] << 16),
+                     kSeed);
+    case Context::kAddress:
+      return hash_of(x86.place(), hash_of(x86.address(), x86.operand()), kSeed);
+    case Context::kAfterOperand:
+      return hash_of(here(), x86.last_operand(), kSeed);
+    case Context::kOpcode:
+      return hash_of(x86.place() | x86.opcode() << 8, x86.before()[0], kSeed);
     case Context::kExpected:
       return hash_of(static_cast<uint32_t>(match.expected + 1),
                      match.expected < 0 ? c1 : MatchModel::trust(match) / 8, kSeed);
@@ -96,8 +124,10 @@ uint32_t context_hash(const Lane& lane, const SharedPast& past, const Match& mat
 
 // The profiles; kExpected, which needs the match of the byte to come, is last.  kSamples: whether
 // the contexts of sample_model.h follow.
+// kCode: whether lanes follow x86 instructions.
 struct TextProfile {
   static constexpr bool kSamples = false;
+  static constexpr bool kCode = false;
   static constexpr Context kContexts[] = {
       Context::kOrder1, Context::kOrder2,    Context::kOrder3,   Context::kOrder4,
       Context::kOrder6, Context::kWord,      Context::kWordPair, Context::kAfterPair,
@@ -106,15 +136,30 @@ struct TextProfile {
 };
 struct BinaryProfile {
   static constexpr bool kSamples = false;
+  static constexpr bool kCode = false;
   static constexpr Context kContexts[] = {
       Context::kOrder1,  Context::kOrder2,      Context::kOrder3,       Context::kOrder4,
       Context::kOrder6,  Context::kSparse2,     Context::kSparse3,      Context::kSparse23,
       Context::kSparse4, Context::kRecordAbove, Context::kRecordColumn, Context::kExpected,
   };
 };
+// x86 code, in frames whose targets are absolute: x86_targets.h.
+struct CodeProfile {
+  static constexpr bool kSamples = false;
+  static constexpr bool kCode = true;
+  static constexpr Context kContexts[] = {
+      Context::kOrder1,   Context::kOrder2,        Context::kOrder3,
+      Context::kOrder4,   Context::kSparse3,       Context::kSparse23,
+      Context::kSparse4,  Context::kRecordColumn,  Context::kInstruction,
+      Context::kAfterTwo, Context::kAfterTwoCodes, Context::kAfterFourCodes,
+      Context::kAddress,  Context::kAfterOperand,  Context::kOpcode,
+      Context::kExpected,
+  };
+};
 // For use beside a network, which knows the low orders better.
 struct StrongProfile {
   static constexpr bool kSamples = false;
+  static constexpr bool kCode = false;
   static constexpr Context kContexts[] = {
       Context::kOrder3,   Context::kOrder4,   Context::kOrder6,    Context::kWord,
       Context::kWordPair, Context::kWordSkip, Context::kKey,       Context::kAfterPair,
@@ -123,6 +168,7 @@ struct StrongProfile {
 };
 struct SampleProfile {
   static constexpr bool kSamples = true;
+  static constexpr bool kCode = false;
   static constexpr Context kContexts[] = {Context::kOrder2, Context::kOrder3, Context::kExpected};
 };
 

@@ -127,7 +127,8 @@ class Engine final : public MixerEngine {
     for (size_t i = 0; i < static_cast<size_t>(lanes); ++i) {
       const size_t begin = std::min(stride_ * i, raw_size);
       lanes_.emplace_back(static_cast<uint32_t>(begin),
-                          static_cast<uint32_t>(std::min(begin + stride_, raw_size)));
+                          static_cast<uint32_t>(std::min(begin + stride_, raw_size)),
+                          Profile::kCode);
     }
     hashes_.resize(lanes_.size());
     if (Profile::kSamples) samples_.resize(lanes_.size());
@@ -315,6 +316,9 @@ class Engine final : public MixerEngine {
       likely_ = samples_[lane].guess();
       kind_ = samples_[lane].activity();
       order2_ = likely_ | kind_ << 8;
+    } else if constexpr (Profile::kCode) {
+      likely_ = kind_ = state.x86().kind();
+      order2_ = c1_ | c2 << 8;
     } else {
       likely_ = c1_;
       kind_ = kByteClass[c1_] * 16u + kByteClass[c2];
@@ -600,6 +604,9 @@ std::unique_ptr<MixerEngine> make_strong_engine(const MixerParams& params, size_
                                                 int lanes);
 std::unique_ptr<MixerEngine> make_sample_engine(const MixerParams& params, size_t raw_size,
                                                 int lanes);
+
+std::unique_ptr<MixerEngine> make_code_engine(const MixerParams& params, size_t raw_size,
+                                              int lanes);
 
 template <class Profile>
 std::unique_ptr<MixerEngine> make_engine(const MixerParams& params, size_t raw_size, int lanes) {

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "x86_decoder.h"
+
 namespace lmzip {
 
 inline constexpr uint32_t kHashA = 0x9E3779B1;  // 2^32 / golden ratio, made prime
@@ -62,8 +64,9 @@ struct SharedPast {
 
 class Lane {
  public:
-  Lane(uint32_t begin, uint32_t end)
-      : begin_(begin), end_(end), pos_(begin), line_(begin), above_(begin) {
+  // is_code: whether x86 instructions are followed.
+  Lane(uint32_t begin, uint32_t end, bool is_code = false)
+      : begin_(begin), end_(end), pos_(begin), line_(begin), above_(begin), is_code_(is_code) {
     cells_[0] = begin;
   }
 
@@ -79,6 +82,7 @@ class Lane {
     follow_lines(byte);
     follow_cells(byte);
     shape_ = shape_ << 4 | kShapeClass[byte];
+    if (is_code_) x86_.follow(byte);
   }
 
   uint32_t pos() const { return pos_; }
@@ -96,6 +100,8 @@ class Lane {
   uint32_t shape() const { return shape_; }
   uint32_t cell() const { return cell_; }
   uint32_t cell_offset() const { return pos_ - cells_[cell_]; }
+
+  const X86Decoder& x86() const { return x86_; }
 
   // The byte above in the previous line of this lane, 0 without one.
   uint32_t above(const SharedPast& past) const {
@@ -187,6 +193,8 @@ class Lane {
   uint32_t above_count_ = 0;
   std::array<uint32_t, kMaxCells> cells_{}, above_cells_{};  // where they begin
   std::array<uint32_t, 256> last_seen_{}, last_distance_{};
+  bool is_code_;
+  X86Decoder x86_;
 };
 
 }  // namespace lmzip

@@ -183,10 +183,9 @@ class Engine {
 };
 
 constexpr std::pair<const char*, MixerProfile> kProfiles[] = {
-    {"text", MixerProfile::kText},
-    {"binary", MixerProfile::kBinary},
-    {"strong", MixerProfile::kStrong},
-    {"sample", MixerProfile::kSample},
+    {"text", MixerProfile::kText},     {"binary", MixerProfile::kBinary},
+    {"strong", MixerProfile::kStrong}, {"sample", MixerProfile::kSample},
+    {"code", MixerProfile::kCode},
 };
 
 FrameParams frame_params(const std::shared_ptr<ExactModel>& model, int method, int table_bits,

@@ -11,6 +11,7 @@
 #include "bindings.h"
 #include "errors.h"
 #include "mixer.h"
+#include "x86_targets.h"
 
 namespace py = pybind11;
 
@@ -20,10 +21,9 @@ namespace {
 using WeightArray = py::array_t<uint32_t, py::array::c_style>;
 
 constexpr std::pair<const char*, MixerProfile> kProfiles[] = {
-    {"text", MixerProfile::kText},
-    {"binary", MixerProfile::kBinary},
-    {"strong", MixerProfile::kStrong},
-    {"sample", MixerProfile::kSample},
+    {"text", MixerProfile::kText},     {"binary", MixerProfile::kBinary},
+    {"strong", MixerProfile::kStrong}, {"sample", MixerProfile::kSample},
+    {"code", MixerProfile::kCode},
 };
 
 MixerParams make_params(const std::string& profile, int log2_memory, bool with_network) {
@@ -31,7 +31,7 @@ MixerParams make_params(const std::string& profile, int log2_memory, bool with_n
     if (profile == name) return {log2_memory, value, with_network};
   }
   throw std::invalid_argument("unknown mixer profile \"" + profile +
-                              "\"; expected text, binary, strong or sample");
+                              "\"; expected text, binary, strong, sample or code");
 }
 
 // (rows, 256), or nothing without a network.
@@ -207,9 +207,23 @@ class StepDecoder {
   std::vector<RangeDecoder> decoders_;
 };
 
+py::bytes transformed(const py::buffer& raw, void (*transform)(std::span<uint8_t>)) {
+  const py::buffer_info info = raw.request();
+  const std::span<const uint8_t> bytes = view(info);
+  std::vector<uint8_t> copy(bytes.begin(), bytes.end());
+  transform(copy);
+  return to_bytes(copy);
+}
+
 }  // namespace
 
 void bind_mixer(py::module_& m) {
+  m.def(
+      "x86_to_absolute", [](const py::buffer& raw) { return transformed(raw, &x86_to_absolute); },
+      py::arg("raw"));
+  m.def(
+      "x86_to_relative", [](const py::buffer& raw) { return transformed(raw, &x86_to_relative); },
+      py::arg("raw"));
   m.def("mixer_encode", &mixer_encode, py::arg("raw"), py::arg("lanes"), py::arg("profile"),
         py::arg("log2_memory"), py::arg("weights") = std::nullopt);
   m.def("mixer_decode", &mixer_decode, py::arg("payloads"), py::arg("raw_size"), py::arg("profile"),

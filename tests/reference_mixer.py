@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lmzip.reference_coder import RangeDecoder, RangeEncoder
+from reference_x86 import Decoder
 
 U32 = 0xFFFFFFFF
 STRETCH_MAX = 3071
@@ -19,6 +20,7 @@ PROFILES = {
     "binary": [0, 1, 2, 3, 4, 11, 12, 14, 13, 15, 16, 17],
     "strong": [2, 3, 4, 5, 6, 7, 8, 10, 9, 19, 18, 17],
     "sample": [1, 2, 17],
+    "code": [0, 1, 2, 3, 12, 14, 13, 16, 20, 21, 22, 23, 24, 25, 26, 17],
 }
 EXPECTED = 17
 
@@ -185,6 +187,7 @@ class Lane:
         self.cells, self.cells_above = [begin], list[int]()
         self.shape = 0
         self.samples = Samples(self)
+        self.x86 = Decoder()
 
     def back(self, k: int) -> int:
         return self.past.bytes[self.pos - k] if self.pos - k >= self.begin else 0
@@ -201,6 +204,7 @@ class Lane:
         past.bytes[self.pos] = b
         self.pos += 1
         self._follow_text(b)
+        self.x86.follow(b)
 
     def _vote(self, b: int) -> None:
         past = self.past
@@ -496,6 +500,9 @@ def context(number: int, lane: Lane, match: Match) -> int:
         return hash_of(match.expected + 1, match.trust() // 8, s)
     offset = min(lane.pos - lane.cells[-1], 255)
     column = lane.pos % past.period + 256 if past.period else c2
+    x86 = lane.x86
+    here = hash_of(x86.code, x86.operand, x86.place)
+    opcodes = [instruction & 0xFFFF for instruction in x86.before]
     return {
         5: lambda: hash_of(lane.word, c1, s),
         6: lambda: hash_of(prefix, word1, s),
@@ -511,6 +518,15 @@ def context(number: int, lane: Lane, match: Match) -> int:
         16: lambda: hash_of(column, lane.record(), s),
         18: lambda: hash_of(lane.cell_above(), 256 * (len(lane.cells) - 1) + offset, s),
         19: lambda: hash_of(lane.shape, c1, s),
+        20: lambda: hash_of(here, 0, s),
+        21: lambda: hash_of(here, hash_of(x86.before[0], x86.before[1]), s),
+        22: lambda: hash_of(here, opcodes[0] + 65536 * opcodes[1], s),
+        23: lambda: hash_of(
+            here, hash_of(opcodes[0] + 65536 * opcodes[1], opcodes[2] + 65536 * opcodes[3]), s
+        ),
+        24: lambda: hash_of(x86.place, hash_of(x86.mod_rm + 256 * x86.sib, x86.operand), s),
+        25: lambda: hash_of(here, x86.last_operand, s),
+        26: lambda: hash_of(x86.place + 256 * (x86.opcode + 256 * x86.map), x86.before[0], s),
     }[number]()
 
 
@@ -602,6 +618,7 @@ class Matcher:
 class Mixer:
     def __init__(self, profile: str, log2_memory: int, n: int, lanes: int, network: bool) -> None:
         self.contexts, self.sampled = PROFILES[profile], profile == "sample"
+        self.followed = profile == "code"
         self.network = network
         self.stride = max(1, -(-n // lanes))
         self.past = Past(n, self.stride, lanes)
@@ -681,6 +698,8 @@ class Mixer:
         if self.sampled:
             self.likely, self.kind = lane.samples.guess, lane.samples.activity
             order2 = self.likely + 256 * self.kind
+        if self.followed:
+            self.likely = self.kind = lane.x86.kind()
         nibble = 0 if i < 4 else partial >> (i - 4)
         node = 1 << i % 4 | partial & (1 << i % 4) - 1
 

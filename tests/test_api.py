@@ -3,6 +3,7 @@
 import os
 import random
 import threading
+import zlib
 
 import pytest
 from hypothesis import given
@@ -104,10 +105,59 @@ def test_sizes_are_those_of_the_format_document():
     assert len(compress(os.urandom(1 << 20), frame_size=1 << 20)) - (1 << 20) == 41
 
 
-def test_incompressible_frame_is_stored_without_asking_the_engine(monkeypatch):
-    monkeypatch.setattr(Order0Codec, "encode_frame", lambda *_: pytest.fail("was asked"))
-    raw = os.urandom(100_000)
+def test_large_incompressible_frame_is_stored_after_a_look_at_a_piece(monkeypatch):
+    encode_frame, asked = Order0Codec.encode_frame, []
+
+    def counted(self, data, lanes):
+        asked.append(len(data))
+        return encode_frame(self, data, lanes)
+
+    monkeypatch.setattr(Order0Codec, "encode_frame", counted)
+    raw = os.urandom(200_000)
     assert lmzip.inspect(compress(raw, frame_size=1 << 20)).frames[0].method == "stored"
+    assert asked == [frames.PROBE_SIZE]
+
+
+def test_short_texts_go_to_the_network():
+    for raw in (b"Hello, world.\n", "Grüße aus Zürich".encode(), bytes([1, 0, 2, 0, 3, 0, 4, 9])):
+        model, alone = Order0Codec(), Order0Codec()
+        model.method = container.METHOD_NETWORK
+        chosen = frames.choose_codecs(raw, [model, alone])
+        assert model in chosen
+
+
+def test_long_dense_runs_become_frames_of_their_own():
+    noise, words = os.urandom(700_000), text(700_000)
+    blob = compress(words + noise + words, frame_size=4 << 20)
+    assert lmzip.decompress(blob) == words + noise + words
+    found = lmzip.inspect(blob).frames
+    assert [frame.method for frame in found] == ["order0", "stored", "order0"]
+    assert abs(found[0].raw_size - 700_000) <= frames.BLOCK_SIZE
+    assert abs(found[1].raw_size - 700_000) <= frames.BLOCK_SIZE
+    assert len(blob) < 1.05 * (len(compress(words, frame_size=4 << 20)) * 2 + 700_000)
+
+
+def test_what_only_the_mixer_gains_on_is_coded():
+    rng = random.Random(3)
+    value, samples = 0, bytearray()
+    for _ in range(100_000):  # loud, so that zlib sees noise; smooth, so that the mixer does not
+        value = max(-30_000, min(30_000, value + rng.randrange(-900, 901)))
+        samples += value.to_bytes(2, "little", signed=True)
+    raw = bytes(samples)
+    assert len(zlib.compress(raw, 1)) > 0.94 * len(raw)
+    blob = lmzip.compress(raw, preset="fast")
+    assert lmzip.decompress(blob) == raw
+    assert len(blob) < 0.8 * len(raw)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 400_000)), max_size=5))
+def test_cut_keeps_all_bytes(parts):
+    raw = b"".join(
+        bytes(size) if soft else random.Random(size).randbytes(size) for soft, size in parts
+    )
+    pieces = list(frames.cut(raw))
+    assert b"".join(pieces) == raw
+    assert all(pieces)
 
 
 def test_codec_that_does_best_on_samples_is_chosen():
@@ -116,8 +166,9 @@ def test_codec_that_does_best_on_samples_is_chosen():
             return [payload + b"\0" for payload in super().encode_frame(data, lanes)]
 
     worse, better = Worse(), Order0Codec()
-    assert frames.choose_codec(text(200_000), [worse, better]) is better
-    assert frames.choose_codec(text(200), [better, worse]) is better
+    assert frames.choose_codecs(text(200_000), [worse, better]) == [better]
+    assert frames.choose_codecs(text(200), [better, worse]) == [better]
+    assert frames.choose_codecs(b"plain words" * 9, [worse, better]) == [worse]
 
 
 def test_model_is_named_only_if_a_frame_may_need_it():

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 import reference_mixer
 from lmzip import CorruptError, DistributionError, _core
 
-PROFILES = ["text", "binary", "strong", "sample"]
+NETWORK_PROFILES = ["text", "binary", "strong", "sample"]
+PROFILES = [*NETWORK_PROFILES, "code"]
+EACH = [(p, False) for p in PROFILES] + [(p, True) for p in NETWORK_PROFILES]
 MEMORY = 16  # the smallest table: contexts fight for its buckets
 
 SIZES = [
@@ -75,7 +77,7 @@ def test_round_trip_of_interesting_sizes(profile: str, lanes: int) -> None:
         assert _core.mixer_decode(payloads, size, profile, MEMORY) == raw
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", NETWORK_PROFILES)
 def test_round_trip_with_weights(profile: str) -> None:
     raw = sample(3000)
     weights = sample_weights(raw)
@@ -91,8 +93,7 @@ def test_weights_help_where_they_are_right() -> None:
     assert len(with_weights[0]) < len(raw) / 20
 
 
-@pytest.mark.parametrize("network", [False, True])
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(("profile", "network"), EACH)
 def test_every_kernel_gives_the_same_bytes_and_state(
     profile: str, network: bool, each_kernel: list[str]
 ) -> None:
@@ -111,8 +112,7 @@ def test_every_kernel_gives_the_same_bytes_and_state(
     assert len(seen) == 1
 
 
-@pytest.mark.parametrize("network", [False, True])
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(("profile", "network"), EACH)
 def test_equals_the_reference_of_the_specification(profile: str, network: bool) -> None:
     # Repeated, so that matches begin, fail and go on; for records long enough to find a period.
     part = sample(1100 if profile == "binary" and not network else 300, seed=5)
@@ -219,7 +219,7 @@ def test_lanes_learn_from_each_other() -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="expected text, binary, strong or sample"):
+    with pytest.raises(ValueError, match="expected text, binary, strong, sample or code"):
         _core.mixer_encode(b"a", 1, "texts", MEMORY)
     with pytest.raises(ValueError, match="expected 2\\^16 to 2\\^30"):
         _core.mixer_encode(b"a", 1, "text", 15)

@@ -3,7 +3,8 @@
 //
 //   g++ -std=c++20 -O3 -DNDEBUG -ffp-contract=off -I csrc -o build/mixer_bench
 //     bench/native/mixer_bench.cpp csrc/mixer*.cpp csrc/bit_history.cpp csrc/cpu.cpp
-//   build/mixer_bench [-p text|binary|strong|sample] [-l LANES] [-m LOG2_MEMORY] [-e] [-w] FILE...
+//   build/mixer_bench [-p text|binary|strong|sample|code] [-l LANES] [-m LOG2_MEMORY] [-e] [-w]
+//   FILE...
 //
 // -e: encode only, for ablations, whose bytes are all that matters.
 // -w: FILE.w holds a row of 256 weights (uint32, this machine's byte order) for each byte of FILE,
@@ -103,6 +104,7 @@ int main(int argc, char** argv) {
       params.profile = name == "strong"   ? MixerProfile::kStrong
                        : name == "binary" ? MixerProfile::kBinary
                        : name == "sample" ? MixerProfile::kSample
+                       : name == "code"   ? MixerProfile::kCode
                                           : MixerProfile::kText;
     } else {
       measure(word, lanes, params, decode, totals);

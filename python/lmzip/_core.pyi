@@ -50,6 +50,8 @@ class LaneDecoder:
 
 # --- mixer: csrc/py_mixer.cpp ---
 
+def x86_to_absolute(raw: bytes | bytearray | memoryview) -> bytes: ...
+def x86_to_relative(raw: bytes | bytearray | memoryview) -> bytes: ...
 def mixer_encode(
     raw: bytes | bytearray | memoryview,
     lanes: int,
@@ -135,7 +137,7 @@ def decode_tokens(
 ) -> bytes: ...
 def token_memory(model: LlamaModel, raw_size: int, lanes: int) -> int: ...
 
-MixerProfile: TypeAlias = Literal["text", "binary", "strong", "sample"]
+MixerProfile: TypeAlias = Literal["text", "binary", "strong", "sample", "code"]
 
 def encode_frame(
     model: ExactModel | None,

@@ -33,6 +33,7 @@ from lmzip.frames import (
     EncodeSettings,
     FrameTask,
     codec_of,
+    cut,
     decode_all,
     decode_frame,
     encode_frame,
@@ -181,13 +182,14 @@ class LmzCompressor:
     def _submit(self) -> bytes:
         """Start to encode the buffer; return what had to be finished to make room for it."""
         out = b""
-        while len(self._running) >= 2 * self._threads:
-            out += self._next_result()
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="lmzip")
         data, self._buffer = bytes(self._buffer), bytearray()
-        self._running.append(self._pool.submit(encode_frame, data, self._position, self._settings))
-        self._position += len(data)
+        for piece in cut(data):
+            while len(self._running) >= 2 * self._threads:
+                out += self._next_result()
+            self._pool = self._pool or ThreadPoolExecutor(self._threads, thread_name_prefix="lmzip")
+            future = self._pool.submit(encode_frame, piece, self._position, self._settings)
+            self._running.append(future)
+            self._position += len(piece)
         return out
 
     def _next_result(self) -> bytes:

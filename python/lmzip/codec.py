@@ -144,7 +144,7 @@ _FACTORIES: dict[int, Callable[[CodecRequest], FrameCodec]] = {
 class Preset:
     """How to encode. Of `codings` (method, mixer profile), the first is for text.
 
-    What is no text is tried with all of those that can be had.
+    What is no text is tried with all of those that can be had (frames.py).
     """
 
     name: str
@@ -154,20 +154,21 @@ class Preset:
     lanes: int
 
 
-TEXT, BINARY, STRONG, SAMPLE = range(4)  # mixer profiles: docs/mixer.md
-_OTHER = ((METHOD_MIXER, BINARY), (METHOD_MIXER, SAMPLE))
+TEXT, BINARY, STRONG, SAMPLE, CODE = range(5)  # mixer profiles: docs/mixer.md
+_MIXERS = tuple((METHOD_MIXER, profile) for profile in (TEXT, BINARY, SAMPLE, CODE))
+_STRONG = ((METHOD_NETWORK_MIXER, STRONG), *_MIXERS)
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("fast", ((METHOD_MIXER, TEXT), *_OTHER), 24, 8 << 20, 1),
-        Preset("default", ((METHOD_NETWORK_MIXER, STRONG), *_OTHER), 24, 8 << 20, 16),
-        Preset("best", ((METHOD_NETWORK_MIXER, STRONG), *_OTHER), 26, 16 << 20, 2),
+        Preset("fast", _MIXERS, 24, 8 << 20, 1),
+        Preset("default", _STRONG, 24, 8 << 20, 16),
+        Preset("best", _STRONG, 26, 16 << 20, 2),
         Preset("network", ((METHOD_NETWORK, 0),), 0, 4 << 20, 16),  # for measuring
         Preset("order0", ((METHOD_ORDER0, 0),), 0, 1 << 20, 1),  # for tests
     )
 }
 # With a pretrained model, whatever the preset: the mixer takes what is no text.
-TOKEN_CODINGS = ((METHOD_TOKENS, 0), *_OTHER)
+TOKEN_CODINGS = ((METHOD_TOKENS, 0), *_MIXERS)
 LEVELS = {
     level: "fast" if level < 4 else "default" if level < 7 else "best" for level in range(1, 10)
 }

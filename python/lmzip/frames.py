@@ -5,6 +5,7 @@ them on several threads; what comes out does not depend on how many. Memory is b
 number of frames in flight and, for decoding, by the sum of what they need.
 """
 
+import itertools
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,14 +13,28 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lmzip.codec import Codecs, FrameCodec, frame_memory, lanes_for
-from lmzip.container import METHOD_STORED, METHOD_TOKENS, FrameHeader, Parser, StreamHeader, Trailer
+from lmzip.codec import BINARY, SAMPLE, Codecs, FrameCodec, frame_memory, lanes_for
+from lmzip.container import (
+    METHOD_STORED,
+    METHOD_TOKENS,
+    MODEL_METHODS,
+    FrameHeader,
+    Parser,
+    StreamHeader,
+    Trailer,
+)
 from lmzip.errors import CorruptError, LmzipError
 
 READ_SIZE = 1 << 20
-SAMPLES, SAMPLE_SIZE = 16, 2048  # places of a frame, and bytes at each, by which it is judged
-TRIAL_SIZE = 16384  # bytes of each of the two pieces that codecs compete on
-TOKEN_TRIAL_SIZE = 2048  # where a pretrained model would take seconds for more
+BLOCK_SIZE, SAMPLE_SIZE = 1 << 16, 1024  # a block is judged by four samples
+LEAST_STORED = 8  # dense blocks in a row that become a frame of their own
+SMALL_FRAME = 1 << 17  # up to here a dense frame is coded whatever the probe would say
+PROBE_SIZE, PROBE_GAIN = 8192, 0.02  # what the mixer gains where it is worth its time
+# Codecs compete on two pieces of this many bytes: the mixer alone, a network, a pretrained one.
+TRIAL_SIZE, NETWORK_TRIAL_SIZE, TOKEN_TRIAL_SIZE = 16384, 4096, 2048
+# Cost of a network in the trial, in that of the best without: from where on it has lost, up to
+# where it has won.  Between them whole frames decide: the mixer learns what a network knows.
+NETWORK_LOSES, NETWORK_WINS = 1.1, 0.75
 _CONTROLS = bytes({*range(32), 127} - set(b"\t\n\r\f"))
 _LOW = bytes(range(128))
 
@@ -65,12 +80,11 @@ def encode_frame(data: bytes, position: int, settings: EncodeSettings) -> Encode
     raw_crc = zlib.crc32(data)
     stored_header = FrameHeader(METHOD_STORED, position, len(data), len(data), raw_crc, raw_crc)
     stored = EncodedFrame(stored_header.pack() + data, stored_header)
-    if looks_incompressible(data):
+    chosen = choose_codecs(data, settings.codecs)
+    if not chosen:
         return stored
-    codec = choose_codec(data, settings.codecs).sized(len(data))
-    lanes = settings.lanes or lanes_for(len(data), settings.max_lanes, codec.method)
-    lanes = min(lanes, len(data))
-    payloads = codec.encode_frame(data, lanes)
+    codings = [_encode(data, codec, settings) for codec in chosen]
+    codec, payloads = min(codings, key=lambda coding: sum(map(len, coding[1])))
     coded = _pack_frame(codec, payloads, position, len(data), raw_crc)
     if coded.header.payload_size > len(data) or len(coded.record) >= len(stored.record):
         return stored
@@ -80,6 +94,14 @@ def encode_frame(data: bytes, position: int, settings: EncodeSettings) -> Encode
             f"{coded.header.method_name!r} engine; the source is untouched"
         )
     return coded
+
+
+def _encode(
+    data: bytes, codec: FrameCodec, settings: EncodeSettings
+) -> tuple[FrameCodec, list[bytes]]:
+    codec = codec.sized(len(data))
+    lanes = settings.lanes or lanes_for(len(data), settings.max_lanes, codec.method)
+    return codec, codec.encode_frame(data, min(lanes, len(data)))
 
 
 def _pack_frame(
@@ -100,32 +122,87 @@ def _pack_frame(
     return EncodedFrame(header.pack() + payload, header)
 
 
-def looks_incompressible(data: bytes) -> bool:
-    """True if zlib gains nothing on samples of a long frame: compressed or encrypted already."""
-    return len(data) > SAMPLES * SAMPLE_SIZE and all(
-        len(zlib.compress(sample, 1)) >= len(sample) for sample in _samples(data)
-    )
+def cut(data: bytes) -> Iterator[bytes]:
+    """Cut what may become one frame where long dense runs begin and end."""
+    begin = 0
+    blocks = range(0, len(data), BLOCK_SIZE)
+    for dense, group in itertools.groupby(blocks, lambda at: _is_dense(data, at)):
+        run = list(group)
+        if not dense or len(run) < LEAST_STORED:
+            continue
+        end = min(run[-1] + BLOCK_SIZE, len(data))
+        if run[0] > begin:
+            yield data[begin : run[0]]
+        yield data[run[0] : end]
+        begin = end
+    if begin < len(data):
+        yield data[begin:]
 
 
-def choose_codec(data: bytes, codecs: Sequence[FrameCodec]) -> FrameCodec:
-    """Return the first codec for text; else the one that makes two pieces of the frame smallest.
+def _is_dense(data: bytes, at: int) -> bool:
+    """True if zlib gains next to nothing on samples of a block: compressed or encrypted already,
+    a recording or a photograph.  It gains on nothing that is short."""
+    block = data[at : at + BLOCK_SIZE]
+    samples = b"".join(_samples(block, 4, SAMPLE_SIZE)) if len(block) > 4 * SAMPLE_SIZE else block
+    if len(data) <= 4 * SAMPLE_SIZE:
+        return False
+    return len(zlib.compress(samples, 1)) > len(samples) * 15 // 16
 
-    The pieces are long enough to hold some rows of an image.
+
+def choose_codecs(data: bytes, codecs: Sequence[FrameCodec]) -> list[FrameCodec]:
+    """Return the first codec for text, none for what the mixer gains nothing on, and otherwise the
+    one or two that may make the frame smallest.
+
+    The pieces on which they compete are long enough to hold some rows of an image.
     """
-    if len(codecs) == 1 or looks_like_text(data):
-        return codecs[0]
-    tokens = any(codec.method == METHOD_TOKENS for codec in codecs)
-    size = TOKEN_TRIAL_SIZE if tokens else TRIAL_SIZE
+    if looks_like_text(data):
+        return [codecs[0]]
+    quick = [codec for codec in codecs if codec.method not in MODEL_METHODS]
+    slow = [codec for codec in codecs if codec.method in MODEL_METHODS]
+    if all(_is_dense(data, at) for at in range(0, len(data), BLOCK_SIZE)):
+        if len(data) > SMALL_FRAME and not _gains(quick, data):
+            return []
+        slow = slow if not quick else []
+    if not slow or not quick:
+        return [min(quick or slow, key=_costs(quick or slow, data).__getitem__)]
+    # The network is tried on less: what it gains there over a mixer, it is taken to gain on more.
+    costs = _costs(quick, data)
+    best = min(quick, key=costs.__getitem__)
+    first = _costs([*slow, quick[0]], data)
+    network = min(slow, key=first.__getitem__)
+    ratio = first[network] / first[quick[0]] * costs[quick[0]] / costs[best]
+    if ratio > NETWORK_LOSES:
+        return [best]
+    return [network] if ratio < NETWORK_WINS else [network, best]
+
+
+def _gains(codecs: Sequence[FrameCodec], data: bytes) -> bool:
+    """True if one of them makes a piece of a frame smaller, and by more than next to nothing.
+
+    Where zlib gains nothing, text and code are not to be found.
+    """
+    pieces = list(_samples(data, 1, PROBE_SIZE))
+    probes = [codec for codec in codecs if codec.profile in (BINARY, SAMPLE)] or codecs
+    return any(_cost(codec, pieces) < (1 - PROBE_GAIN) * PROBE_SIZE for codec in probes)
+
+
+def _costs(codecs: Sequence[FrameCodec], data: bytes) -> dict[FrameCodec, int]:
+    """The cost of two pieces of a frame, as long as the slowest of the codecs allows."""
+    methods = {codec.method for codec in codecs}
+    size = TRIAL_SIZE if methods.isdisjoint(MODEL_METHODS) else NETWORK_TRIAL_SIZE
+    if METHOD_TOKENS in methods:
+        size = TOKEN_TRIAL_SIZE
     pieces = list(_samples(data, 2, size)) if len(data) > 2 * size else [data]
+    return {codec: _cost(codec, pieces) for codec in codecs}
 
-    def cost(codec: FrameCodec) -> int:
-        return sum(
-            len(payload)
-            for piece in pieces
-            for payload in codec.sized(len(piece)).encode_frame(piece, 1)
-        )
 
-    return min(codecs, key=cost)
+def _cost(codec: FrameCodec, pieces: Sequence[bytes]) -> int:
+    """Bytes of payload that the pieces take, each on its own."""
+    return sum(
+        len(payload)
+        for piece in pieces
+        for payload in codec.sized(len(piece)).encode_frame(piece, 1)
+    )
 
 
 def looks_like_text(data: bytes) -> bool:
@@ -136,7 +213,7 @@ def looks_like_text(data: bytes) -> bool:
     return high <= len(data) // 4 or len(data.decode("utf-8", "ignore").encode()) > 0.99 * len(data)
 
 
-def _samples(data: bytes, count: int = SAMPLES, size: int = SAMPLE_SIZE) -> Iterator[bytes]:
+def _samples(data: bytes, count: int, size: int) -> Iterator[bytes]:
     for i in range(count):
         start = (i + 1) * (len(data) - size) // (count + 1)
         yield data[start : start + size]

@@ -7,15 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmzip import _core
-from lmzip.codec import CodecRequest
-from lmzip.container import MIN_TABLE_BITS
+from lmzip.codec import CODE, CodecRequest
+from lmzip.container import METHOD_MIXER, MIN_TABLE_BITS
 from lmzip.errors import UnsupportedError
 from lmzip.model_file import load
 
 if TYPE_CHECKING:
     from lmzip._core import MixerProfile
 
-PROFILES: tuple["MixerProfile", ...] = ("text", "binary", "strong", "sample")  # docs/mixer.md
+PROFILES: tuple["MixerProfile", ...] = (
+    "text",
+    "binary",
+    "strong",
+    "sample",
+    "code",
+)  # docs/mixer.md
 
 
 @lru_cache(maxsize=4)
@@ -36,6 +42,8 @@ class NativeCodec:
                 f"mixer profile {request.profile} is unknown; this lmzip knows "
                 f"0 to {len(PROFILES) - 1}: update lmzip-codec"
             )
+        if request.profile == CODE and request.method != METHOD_MIXER:
+            raise UnsupportedError("the mixer profile for x86 code goes without a network")
         self.method, self.table_bits, self.profile = (
             request.method,
             request.table_bits,

@@ -20,9 +20,11 @@ from lmzip import (
     NotLmzError,
     TruncatedError,
     UnsupportedError,
+    _core,
 )
 from lmzip.container import (
     MAGIC,
+    METHOD_MIXER,
     FrameHeader,
     Index,
     ModelRef,
@@ -35,6 +37,12 @@ from lmzip.order0 import Order0Codec
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- lmz files: made by make_lmz.py -->", "<!-- end of lmz files -->"
 TEXT = b"She sells sea shells by the sea shore; the shells she sells are sea shells for sure. " * 3
+# Calls and jumps to one place, forwards and backwards, and a load relative to RIP.
+CODE = b"".join(
+    opcode + (3000 - at).to_bytes(4, "little", signed=True) + b"\x89\xc3\x83\xc4\x0c"
+    for at in range(0, 6000, 200)
+    for opcode in (b"\xe8", b"\x0f\x84", b"\x48\x8d\x05")
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,14 @@ NOTHING = zlib.crc32(b"")
 UNKNOWN = StreamHeader(ModelRef(bytes(range(8)), "shells@9.9")).pack()
 
 
+def code_frame() -> bytes:
+    """CODE with the mixer's profile 4, in one lane."""
+    (payload,) = _core.encode_frame(None, CODE, 1, METHOD_MIXER, 16, 1, "code")
+    crcs = zlib.crc32(CODE), zlib.crc32(payload)
+    numbers = 0, len(CODE), len(payload)
+    return FrameHeader(METHOD_MIXER, *numbers, *crcs, 16, 4, (len(payload),)).pack() + payload
+
+
 def flip(data: bytes, at: int, bit: int = 0) -> bytes:
     changed = bytearray(data)
     changed[at] ^= 1 << bit
@@ -125,6 +141,7 @@ def good() -> dict[str, Case]:
             "16 lanes for 41 bytes: two lanes of no byte, one of two, the others of three",
             b"a" * 41,
         ),
+        "code": Case(one_frame(code_frame(), len(CODE)), "x86 code, mixer profile 4", CODE),
         "index": Case(INDEXED, "three frames and an index", TEXT),
         "no-index": Case(HEAD + two + b"E\x0c", "two frames without an index", b"first second"),
         "index-of-two": Case(
@@ -302,6 +319,9 @@ def unsupported() -> dict[str, Case]:
         "version": refused(header(b"\x02\x00") + tail, "format version 2", "format version 2"),
         "flag": refused(header(b"\x01\x80") + tail, "a flag of the future", "unknown flags 0x80"),
         "method": refused(method9, "method 9, with fields of its own", "method 9"),
+        "profile": refused(
+            lanes_of(b"\xf0\x01", method=METHOD_MIXER), "mixer profile 7", "mixer profile 7"
+        ),
         "model": Case(
             UNKNOWN + needs_model + b"E\x05",
             "a frame that needs a model that nobody has",

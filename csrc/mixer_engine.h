@@ -110,7 +110,7 @@ class Engine final : public MixerEngine {
   static constexpr uint32_t kApmLimit = 127;
   static constexpr int kMinMatch = 5, kMinLongMatch = 20;
   static constexpr uint32_t kNibbles = 17;
-  static constexpr int kHashedBits = 14;  // of the contexts of hashed refinements
+  static constexpr int kHashedBits = 16;  // of the contexts of hashed refinements
 
  public:
   Engine(const MixerParams& params, size_t raw_size, int lanes)

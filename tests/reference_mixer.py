@@ -707,7 +707,7 @@ class Mixer:
             return 16 * (17 * byte + (0 if i < 4 else nibble - 15)) + node
 
         def hashed(x: int) -> int:
-            return 16 * (hash_of(x, nibble) >> 22) + node
+            return 16 * (hash_of(x, nibble) >> 20) + node
 
         self.at_likely, self.at_pair = beside(self.likely), hashed(order2)
         self.match_inputs = [x for m in self.matchers for x in m.inputs(index, partial, i)]

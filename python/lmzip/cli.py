@@ -152,6 +152,8 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError("--salvage never removes the damaged source")
     if options.fill_gaps and not options.salvage:
         raise UsageError("--fill-gaps belongs to --salvage")
+    if options.predictor and options.model and options.mode == "compress":
+        raise UsageError("--model and --predictor exclude each other")
     if options.json and options.mode != "list":
         raise UsageError("--json belongs to list")
 
@@ -209,7 +211,10 @@ def _add_handling(parser: argparse.ArgumentParser) -> None:
         "--rm", action="store_true", help="remove each source once its output is verified"
     )
     group.add_argument(
-        "-f", "--force", action="store_true", help="overwrite; write to a terminal; follow links"
+        "-f",
+        "--force",
+        action="store_true",
+        help="overwrite; write to a terminal; follow links; decode in another environment",
     )
     group.add_argument("-r", "--recursive", action="store_true", help="go into folders")
     group.add_argument(
@@ -229,6 +234,12 @@ def _add_coding(parser: argparse.ArgumentParser) -> None:
         )
     group.add_argument("--preset", metavar="NAME", help="fast, default, best, ... or a level")
     group.add_argument("--model", metavar="MODEL", help="a model's name, id or file")
+    group.add_argument(
+        "--predictor",
+        metavar="SPEC",
+        help="a float predictor instead of a model: torch:MODULE:FACTORY[:ARGUMENT], code that is "
+        "run; such a file decodes with it in the same environment only",
+    )
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group.add_argument(
         "-T", "--threads", type=_count, default=0, metavar="N", help="0 (default): one per core"

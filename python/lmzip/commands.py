@@ -219,6 +219,7 @@ def _compress(name: str, options: Namespace) -> None:
             threads=options.threads,
             device=options.device,
             verify=bool(options.verify or options.rm),
+            predictor=options.predictor,
             raw_size=_size_of(before),
             **_stored_name(name, before, options),
         )
@@ -454,7 +455,15 @@ def _codecs(options: Namespace, compressed: os.stat_result | None) -> Codecs:
     limit = DEFAULT_MEMORY_LIMIT if options.memory_limit is None else options.memory_limit or None
     size = _size_of(compressed)
     raw_size = None if size is None else devices.RAW_PER_COMPRESSED * size
-    return open_codecs(options.model, options.device, options.threads, limit, raw_size)
+    return open_codecs(
+        options.model,
+        options.device,
+        options.threads,
+        limit,
+        raw_size,
+        options.predictor,
+        options.force,
+    )
 
 
 def _preset(text: str | int | None) -> str | int | None:
@@ -536,6 +545,8 @@ def _print_details(info: FileInfo) -> None:
     for stream in info.streams:
         model = f"model {stream.model}" if stream.model else "no model"
         name = f", name {printable(stream.name)!r}" if stream.name else ""
+        if stream.predictor:
+            model = f"float predictor {stream.predictor}"
         print(f"    stream at {stream.offset}: {stream.frames} frames, {model}{name}")
     for frame in info.frames:
         print(

@@ -31,7 +31,7 @@ from lmzip.llama_model import (
     check,
 )
 from lmzip.model_file import Array
-from lmzip.tokenization import plain_document, token_bytes
+from lmzip.tokenization import plain_document, start_token, token_bytes
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 DEFAULT_WINDOW = 1024
@@ -424,7 +424,7 @@ def _architecture(
             windows[i], all_sinks[i] = min(window, sliding), 0
     vocabulary = len(tensors["embed_tokens.weight"])
     tied = "lm_head.weight" not in tensors or bool(config.get("tie_word_embeddings"))
-    start = _start_token(checkpoint, vocabulary)
+    start = start_token(checkpoint.tokenizer, vocabulary, checkpoint.config.get("bos_token_id"))
     return LlamaArchitecture(
         vocabulary=vocabulary,
         d_model=int(config["hidden_size"]),
@@ -455,16 +455,6 @@ def _sliding_windows(config: dict[str, Any], layers: int) -> list[int | None]:
     if config["model_type"].startswith("qwen"):  # the first layers see everything
         return [size if i >= config.get("max_window_layers", 0) else None for i in range(layers)]
     return [size] * layers
-
-
-def _start_token(checkpoint: Checkpoint, vocabulary: int) -> int:
-    """What stands before a text: the token between documents, else the first of a sequence."""
-    special = {t["content"]: t["id"] for t in checkpoint.tokenizer["added_tokens"] if t["special"]}
-    named = [special.get(name) for name in ("<|endoftext|>", "<|begin_of_text|>", "<s>")]
-    for token in [*named, checkpoint.config.get("bos_token_id"), *special.values()]:
-        if isinstance(token, int) and 0 <= token < vocabulary and token in special.values():
-            return token
-    raise UnsupportedError("the tokenizer has no special token; one is needed as start and escape")
 
 
 def _quantize_layer(

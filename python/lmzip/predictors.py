@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import inspect
 import json
 import platform
 from abc import ABC, abstractmethod
@@ -180,25 +181,33 @@ class CausalLM(Predictor):
             self._tokenizer = Tokenizer(list(self.tokens), self._document)
         return self._tokenizer.encode(data)
 
+    def _new_cache(self) -> Any:
+        import transformers as library
+
+        return library.DynamicCache(config=self._model.config)
+
     def start(self, lanes: int) -> Tensor:
         first = torch.full((lanes,), self._start, dtype=torch.int64, device=self.device)
-        self._cache, self._seen = None, [first]
+        self._cache, self._seen = self._new_cache(), [first]
         return self._feed(first[:, None])
 
     def step(self, symbols: Tensor) -> Tensor:
         self._seen.append(symbols)
         if len(self._seen) <= self._context:
             return self._feed(symbols[:, None])
-        self._cache, self._seen = None, self._seen[-(self._context // 2) :]
+        self._cache, self._seen = self._new_cache(), self._seen[-(self._context // 2) :]
         return self._feed(torch.stack(self._seen, dim=1))
 
     def _feed(self, tokens: Tensor) -> Tensor:
-        out = self._model(
-            input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1
-        )
-        self._cache = out.past_key_values
+        given = {cache_argument(self._model): self._cache}
+        out = self._model(input_ids=tokens, use_cache=True, logits_to_keep=1, **given)
         logits: Tensor = out.logits[:, -1, : len(self.tokens)]
         return logits
+
+
+def cache_argument(model: Any) -> str:
+    """What the argument of a transformers model for its cache is called: newer ones say "cache"."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def transformers(argument: str) -> CausalLM:

@@ -238,6 +238,16 @@ def test_another_environment_is_refused_and_force_tries(monkeypatch: pytest.Monk
     assert lmzip.decompress(blob, predictor=Bigrams(), force=True) == TEXT
 
 
+def test_only_what_differs_is_shown() -> None:
+    a = PredictorRef("one", "here")
+    assert a.differences(PredictorRef("two", "here")) == "'one'; here it is 'two'"
+    assert a.differences(PredictorRef("one", "x\x1b")) == (
+        "in the environment 'here'; here it is 'x\\\\u001b'"
+    )
+    both = a.differences(PredictorRef("two", "there"))
+    assert all(word in both for word in ("'one'", "'two'", "'here'", "'there'"))
+
+
 def test_environment_names_what_changes_bits() -> None:
     text = predictors.environment(torch.device("cpu"))
     assert torch.__version__ in text
@@ -359,7 +369,7 @@ def test_token_without_bytes_is_refused() -> None:
 def test_stream_that_names_no_predictor_is_refused_unless_forced() -> None:
     coder = float_codec_of(Bigrams())
     blob = stream(coder.encode_frame(TEXT, 1)[0], TEXT, None)
-    with pytest.raises(ModelMismatchError, match="that is not named"):
+    with pytest.raises(ModelMismatchError, match="that it does not name"):
         lmzip.decompress(blob, predictor=Bigrams())
     assert lmzip.decompress(blob, predictor=Bigrams(), force=True) == TEXT
 

@@ -312,20 +312,21 @@ class Codecs:
         return reference(self.predictor)
 
     def _check_predictor(self, wanted: PredictorRef | None) -> None:
-        if self.predictor is None:
-            shown = f"{wanted}" if wanted else "that is not named"
+        here = self.predictor_ref
+        if here is None:
+            shown = f"{wanted}" if wanted else "that it does not name"
             raise ModelMismatchError(
                 f"the file was written with the float predictor {shown}; it decodes only there and "
                 "with it: name it, if you trust its code, with --predictor torch:MODULE:FACTORY"
             )
-        here = self.predictor_ref
-        if wanted != here and not self.any_environment:
-            shown = f"{wanted}" if wanted else "that is not named"
-            raise ModelMismatchError(
-                f"the file was written with the float predictor {shown}; here it is {here}: "
-                "floating-point results differ between environments; --force tries nevertheless, "
-                "and the checksums of frames tell whether it worked"
-            )
+        if wanted == here or self.any_environment:
+            return
+        shown = wanted.differences(here) if wanted else f"that it does not name; here it is {here}"
+        raise ModelMismatchError(
+            f"the file was written with the float predictor {shown}: floating-point results differ "
+            "between predictors and environments; --force tries nevertheless, and the checksums of "
+            "frames tell whether it worked"
+        )
 
     def _check_memory(self, frame: FrameHeader, needed: int) -> None:
         if self.memory_limit is not None and needed > self.memory_limit:

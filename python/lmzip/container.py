@@ -116,6 +116,17 @@ class PredictorRef:
     def __str__(self) -> str:
         return f"{printable(self.label)!r} in the environment {printable(self.environment)!r}"
 
+    def differences(self, here: "PredictorRef") -> str:
+        """What is another one here, for messages: the label, the environment or both."""
+        if self.label != here.label and self.environment != here.environment:
+            return f"{self}; here it is {here}"
+        if self.label != here.label:
+            return f"{printable(self.label)!r}; here it is {printable(here.label)!r}"
+        return (
+            f"in the environment {printable(self.environment)!r}; here it is "
+            f"{printable(here.environment)!r}"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class StreamHeader:

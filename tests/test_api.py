@@ -177,7 +177,7 @@ def test_model_is_named_only_if_a_frame_may_need_it():
     def stream(*methods):
         from lmzip.api import _StreamWriter
 
-        writer, out, position = _StreamWriter(writer_ref, None, None), b"", 0
+        writer, out, position = _StreamWriter(container.StreamHeader(writer_ref)), b"", 0
         for method in methods:
             header = container.FrameHeader(
                 method,

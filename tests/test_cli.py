@@ -398,7 +398,10 @@ def test_what_cannot_be_done_is_one_line_and_status_1(run, arguments, message, t
         (["-d", "--salvage", "--rm", "a"], "never removes"),
         (["-d", "--fill-gaps", "a"], "belongs to --salvage"),
         (["--json", "a"], "belongs to list"),
-        (["models", "more"], "unrecognized arguments"),
+        (["models", "more"], "invalid choice: 'more'"),
+        (["models", "info"], "required: MODEL"),
+        (["models", "verify", "--sha256", "xyz", "m"], "not 8 to 64 hexadecimal digits"),
+        (["models", "verify", "--sha256", "12345678"], "--sha256 takes one model"),
     ],
 )
 def test_command_line_that_makes_no_sense_is_status_2(run, arguments, message, tmp_path):
@@ -549,6 +552,8 @@ def test_models_lists_what_is_installed(run, tmp_path, monkeypatch):
     assert line.startswith("* tiny ")
     assert "12 parameters" in line
     assert "CC0" in line
+    assert run("models", "list").out == result.out
+    assert run("models", "list", "--json").out == run("models", "--json").out
     row = next(row for row in json.loads(run("models", "--json").out) if row["name"] == "tiny")
     assert row["default"] is True
     assert len(row["id"]) == 64

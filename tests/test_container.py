@@ -17,6 +17,7 @@ from lmzip.container import (
     Index,
     ModelRef,
     Parser,
+    PredictorRef,
     StreamHeader,
     Trailer,
     pack_trailer,
@@ -43,6 +44,7 @@ def test_varint_comes_back(value):
         st.none() | st.builds(ModelRef, st.binary(min_size=8, max_size=8), TEXT),
         st.none() | TEXT.filter(container.is_safe_name),
         st.none() | st.integers(-(1 << 63), (1 << 63) - 1),
+        st.none() | st.builds(PredictorRef, TEXT, TEXT),
     )
 )
 def test_stream_header_comes_back(header):

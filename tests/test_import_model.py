@@ -4,9 +4,12 @@ The only tolerance in the tests of pretrained models is here: between a float mo
 int8 form.
 """
 
+import hashlib
 import json
 import os
+import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -226,12 +229,7 @@ def test_tensor_that_does_not_belong_is_named() -> None:
 def test_unsupported_folder_is_refused_by_name(
     change: dict[str, Any], match: str, tmp_path: Path
 ) -> None:
-    checkpoint = plain_checkpoint()
-    import safetensors.numpy
-
-    safetensors.numpy.save_file(checkpoint.tensors, tmp_path / "model.safetensors")
-    (tmp_path / "tokenizer.json").write_text(json.dumps(checkpoint.tokenizer))
-    (tmp_path / "config.json").write_text(json.dumps(checkpoint.config))
+    checkpoint = write_folder(tmp_path)
     import_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(checkpoint.config | change))
     with pytest.raises(UnsupportedError, match=match):
@@ -250,11 +248,103 @@ def test_missing_tensor_is_named(tmp_path: Path) -> None:
         import_checkpoint(tmp_path)
 
 
+def write_folder(folder: Path, card: str = "") -> Checkpoint:
+    """A plain checkpoint in the form of Hugging Face."""
+    checkpoint = plain_checkpoint()
+    import safetensors.numpy
+
+    folder.mkdir(parents=True, exist_ok=True)
+    safetensors.numpy.save_file(checkpoint.tensors, folder / "model.safetensors")
+    (folder / "tokenizer.json").write_text(json.dumps(checkpoint.tokenizer))
+    (folder / "config.json").write_text(json.dumps(checkpoint.config))
+    if card:
+        (folder / "README.md").write_text(card)
+    return checkpoint
+
+
+def test_import_says_where_a_model_is_from(tmp_path: Path) -> None:
+    write_folder(tmp_path / "plain", "---\nlicense: apache-2.0\n---\n# A model\nlicense: other\n")
+    weights = (tmp_path / "plain" / "model.safetensors").read_bytes()
+    (tmp_path / "plain" / "consolidated.safetensors").write_bytes(b"the same once more")
+    about = import_checkpoint(tmp_path / "plain").about
+    (tmp_path / "plain" / "README.md").write_text("---\na: b\n---\nlicense: other\n")
+    assert import_checkpoint(tmp_path / "plain").about["licence"] == ""
+    assert about["licence"] == "apache-2.0"
+    sha256 = hashlib.sha256(weights).hexdigest()
+    assert about["source"] == {
+        "name": "plain",
+        "family": "llama",
+        "sha256": {"model.safetensors": sha256},
+    }
+
+
+def test_same_checkpoint_gives_the_same_file(tmp_path: Path) -> None:
+    write_folder(tmp_path / "plain")
+    for name in ("a", "b"):
+        target = str(tmp_path / name / "m.safetensors")
+        (tmp_path / name).mkdir()
+        assert cli.main(["models", "import", str(tmp_path / "plain"), "-o", target]) == 0
+    a, b = (tmp_path / name / "m.safetensors" for name in ("a", "b"))
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_model_is_imported_by_its_name_on_the_hub(
+    tmp_path: Path, run_python: Callable[..., Any]
+) -> None:
+    """From huggingface_hub's own cache, with the network forbidden."""
+    pytest.importorskip("huggingface_hub", reason="huggingface_hub is missing")
+    repository = tmp_path / "hub" / "models--someone--Tiny-1M"
+    write_folder(repository / "snapshots" / ("ab" * 20), "---\nlicense: mit\n---\n")
+    for revision in ("main", "v1.0"):
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / revision).write_text("ab" * 20)
+    env = {
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "XDG_DATA_HOME": str(tmp_path / "home"),
+    }
+    script = "import sys; from lmzip import cli; sys.exit(cli.main({}))"
+    for source in ("someone/Tiny-1M", "someone/Tiny-1M@v1.0"):
+        done = run_python(script.format(["models", "import", source, "-f"]), **env)
+        assert "Tiny-1M" in done.stdout
+        assert " mit " in done.stdout
+    found = models.document(tmp_path / "home" / "lmzip" / "models" / "Tiny-1M.safetensors")
+    assert found["source"]["name"] == "someone/Tiny-1M@v1.0"
+    missing = run_python(script.format(["models", "import", "someone/Other"]), check=False, **env)
+    assert missing.returncode == 1
+    assert "someone/Other cannot be had from the Hugging Face hub" in missing.stderr
+    assert "Traceback" not in missing.stderr
+
+
+def test_only_data_is_fetched_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pickles and no code: neither *.bin nor *.py."""
+    hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is missing")
+    asked: dict[str, Any] = {}
+
+    def snapshot_download(name: str, **options: Any) -> str:
+        asked.update(options, name=name)
+        write_folder(tmp_path / "x")
+        return str(tmp_path / "x")
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    assert import_checkpoint("owner/name@dev").about["name"] == "name"
+    assert (asked["name"], asked["revision"]) == ("owner/name", "dev")
+    assert all(p.endswith((".json", ".md", ".safetensors")) for p in asked["allow_patterns"])
+
+
+def test_hub_without_its_library_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(LmzipError, match=r"huggingface_hub is missing.*or download the files"):
+        import_checkpoint("owner/name")
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
     path.write_bytes(b"")
     with pytest.raises(UnsupportedError, match="neither a folder"):
         import_checkpoint(path)
+    with pytest.raises(UnsupportedError, match=r"nor a name on the .*\(it does not exist\)"):
+        import_checkpoint(str(tmp_path / "none.gguf"))
 
 
 def test_half_floats_are_read(tmp_path: Path) -> None:
@@ -316,7 +406,7 @@ def test_smollm2_compresses_english(tmp_path: Path) -> None:
 def test_libraries_that_are_missing_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+    monkeypatch.setitem(sys.modules, "gguf", None)
     path = tmp_path / "x.gguf"
     path.write_bytes(b"GGUF")
     with pytest.raises(LmzipError, match=r"lmzip-codec\[llm\]"):

@@ -82,8 +82,21 @@ def test_stream_finds_its_model_or_says_which_it_needs():
     assert models.for_ref(one.ref, offered=one) == one
     with pytest.raises(lmzip.ModelMismatchError, match=r"needs the model 'one'.*given is 'two'"):
         models.for_ref(one.ref, offered=two)
-    with pytest.raises(lmzip.ModelMismatchError, match=r"'x' \(id 0{16}\), shipped .* 9\.9"):
+    with pytest.raises(
+        lmzip.ModelMismatchError, match=r"'x' \(id 0{16}\), shipped .* 9\.9; .*install that release"
+    ):
         models.for_ref(ModelRef(bytes(8), "x@9.9"))
+
+
+def test_missing_model_is_named_with_what_to_fetch(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    with pytest.raises(lmzip.ModelMismatchError) as caught:
+        models.for_ref(ModelRef(bytes(range(8)), "smollm2"))
+    message = str(caught.value)
+    assert "'smollm2'" in message
+    assert "SHA-256 begins with 0001020304050607" in message
+    assert f"put it into {tmp_path / 'lmzip' / 'models'}" in message
+    assert "lmzip models import SOURCE -o smollm2" in message
 
 
 @pytest.mark.usefixtures("folder")

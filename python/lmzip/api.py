@@ -9,19 +9,21 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from lmzip import devices, models
 from lmzip.codec import DEFAULT_MEMORY_LIMIT, Codecs, FrameCodec, preset_named, usable_threads
 from lmzip.container import (
     MAX_FRAME_SIZE,
     MAX_LANES,
+    METHOD_FLOAT,
     MODEL_METHODS,
     FrameHeader,
     ModelRef,
     Parser,
+    PredictorRef,
     StreamHeader,
     Trailer,
     is_safe_name,
@@ -42,6 +44,13 @@ from lmzip.frames import (
 from lmzip.models import ModelInfo
 from lmzip.seek_table import SeekTable, read_seek_table
 
+if TYPE_CHECKING:
+    import torch
+
+    from lmzip.predictors import Predictor
+
+    PredictorName = str | Predictor | torch.nn.Module
+
 Buffer = bytes | bytearray | memoryview
 ModelName = str | os.PathLike[str] | ModelInfo
 
@@ -56,6 +65,7 @@ def compress(
     threads: int = 0,
     device: str = "auto",
     verify: bool = False,
+    predictor: "PredictorName | None" = None,
 ) -> bytes:
     """Return `data` as one .lmz stream. The arguments are those of LmzCompressor."""
     compressor = LmzCompressor(
@@ -66,6 +76,7 @@ def compress(
         threads=threads,
         device=device,
         verify=verify,
+        predictor=predictor,
         raw_size=memoryview(data).nbytes,
     )
     return compressor.compress(data) + compressor.flush()
@@ -78,17 +89,20 @@ def decompress(
     memory_limit: int | None = DEFAULT_MEMORY_LIMIT,
     threads: int = 0,
     device: str = "auto",
+    predictor: "PredictorName | None" = None,
+    force: bool = False,
 ) -> bytes:
     """Return the raw bytes of one or more concatenated .lmz streams.
 
-    `memory_limit` bounds the bytes that decoding takes beside the result; None lifts it.
+    `memory_limit` bounds the bytes that decoding takes beside the result; None lifts it. `force`
+    tries a float predictor also where the file names another one or another environment.
     Raises NotLmzError, TruncatedError, CorruptError, UnsupportedError, ModelMismatchError and
     LimitError.
     """
     view = memoryview(data).cast("B")
     pieces = (bytes(view[at : at + READ_SIZE]) for at in range(0, len(view), READ_SIZE))
     raw_size = devices.RAW_PER_COMPRESSED * len(view)
-    codecs = open_codecs(model, device, threads, memory_limit, raw_size)
+    codecs = open_codecs(model, device, threads, memory_limit, raw_size, predictor, force)
     return b"".join(decode_all(read_tasks(pieces, codecs), codecs.frames_at_once, memory_limit))
 
 
@@ -98,12 +112,14 @@ class LmzCompressor:
     `preset` is a name or a level 1..9; `model` a name, id or path (the default model if None);
     `lanes` 1..4096 lanes per frame (fewer give smaller files, more decode faster); `frame_size`
     the raw bytes per frame, up to 64 MiB; `threads` how many frames are encoded at once, 0 for
-    one per core; `verify` decodes each frame and compares before it is returned; `name` and
-    `mtime_ns` are kept in the header; `raw_size`, the bytes that will come where that is known,
-    helps the device "auto" to choose. Holds at most 2 * threads + 2 frames, on CUDA 130 for each
-    GPU.
+    one per core; `verify` decodes each frame and compares before it is returned; `predictor`, a
+    float predictor (predictors.py) or "torch:MODULE:FACTORY[:ARGUMENT]", takes the place of the
+    model, and implies `verify`; `name` and `mtime_ns` are kept in the header; `raw_size`, the
+    bytes that will come where that is known, helps the device "auto" to choose. Holds at most
+    2 * threads + 2 frames, on CUDA 130 for each GPU.
 
-    Raises ValueError for impossible settings, ModelMismatchError for an unknown model.
+    Raises ValueError for impossible settings, ModelMismatchError for an unknown model, LmzipError
+    for a predictor that cannot be loaded or does not give the same numbers twice.
     """
 
     FLUSH_FRAME = 1  # end the frame: all bytes so far can be decoded
@@ -119,6 +135,7 @@ class LmzCompressor:
         threads: int = 0,
         device: str = "auto",
         verify: bool = False,
+        predictor: "PredictorName | None" = None,
         name: str | None = None,
         mtime_ns: int | None = None,
         raw_size: int | None = None,
@@ -127,11 +144,19 @@ class LmzCompressor:
         check_settings(lanes, frame_size)
         if name is not None and not is_safe_name(name):
             raise ValueError(f"{name!r} is not a plain file name")
-        codecs = open_codecs(model, device, threads, None, raw_size)
+        if model is not None and predictor is not None:
+            raise ValueError("give either a model or a float predictor")
+        codecs = open_codecs(model, device, threads, None, raw_size, predictor)
         self._settings = EncodeSettings(
-            codecs.for_preset(chosen), frame_size or chosen.frame_size, chosen.lanes, lanes, verify
+            codecs.for_preset(chosen),
+            frame_size or chosen.frame_size,
+            chosen.lanes,
+            lanes,
+            verify or predictor is not None,
         )
-        self._writer = _StreamWriter(_model_ref(codecs, self._settings), name, mtime_ns)
+        self._writer = _StreamWriter(
+            StreamHeader(_model_ref(codecs, self._settings), name, mtime_ns, codecs.predictor_ref)
+        )
         with_network = any(codec.method in MODEL_METHODS for codec in self._settings.codecs)
         self._threads = codecs.frames_at_once if with_network else codecs.threads
         self._pool: ThreadPoolExecutor | None = None
@@ -226,8 +251,10 @@ class LmzDecompressor:
         model: ModelName | None = None,
         memory_limit: int | None = DEFAULT_MEMORY_LIMIT,
         device: str = "auto",
+        predictor: "PredictorName | None" = None,
+        force: bool = False,
     ) -> None:
-        self._codecs = open_codecs(model, device, 1, memory_limit)
+        self._codecs = open_codecs(model, device, 1, memory_limit, None, predictor, force)
         self._parser = Parser(one_stream=True)
         self._stream = StreamHeader()
         self._head: tuple[FrameHeader, FrameCodec | None] | None = None
@@ -299,6 +326,7 @@ class StreamInfo:
     model: ModelRef | None
     name: str | None
     mtime_ns: int | None
+    predictor: PredictorRef | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,10 +371,21 @@ def open_codecs(
     threads: int,
     memory_limit: int | None,
     raw_size: int | None = None,
+    predictor: "PredictorName | None" = None,
+    force: bool = False,
 ) -> Codecs:
-    """Resolve the user's model and threads; the device when it is first needed."""
+    """Resolve the user's model, predictor and threads; the device when it is first needed."""
     found = models.find(model) if isinstance(model, str | os.PathLike) else model
-    return Codecs(found, device, usable_threads(threads), memory_limit, raw_size)
+    loaded = None if predictor is None else _load_predictor(predictor)
+    return Codecs(found, device, usable_threads(threads), memory_limit, raw_size, loaded, force)
+
+
+def _load_predictor(predictor: "PredictorName") -> "Predictor":
+    from lmzip import predictors  # which imports PyTorch
+
+    if isinstance(predictor, str):
+        return predictors.load(predictor)
+    return predictors.as_predictor(predictor)
 
 
 def _inspect_file(file: BinaryIO) -> FileInfo:
@@ -364,6 +403,7 @@ def _inspect_file(file: BinaryIO) -> FileInfo:
                 stream.header.model,
                 stream.header.name,
                 stream.header.mtime_ns,
+                stream.header.predictor,
             )
             for stream in table.streams
         ),
@@ -396,12 +436,12 @@ def _model_ref(codecs: Codecs, settings: EncodeSettings) -> ModelRef | None:
 class _StreamWriter:
     """Encoded frames in order -> the bytes of a stream.
 
-    The header waits for the second frame: a stream that turns out to need no model, having no
-    frame or one that was coded without it, does not name one.
+    The header waits for the second frame: a stream that turns out to need no model or predictor,
+    having no frame or one that was coded without it, does not name one.
     """
 
-    def __init__(self, model: ModelRef | None, name: str | None, mtime_ns: int | None) -> None:
-        self._header = StreamHeader(model, name, mtime_ns)
+    def __init__(self, header: StreamHeader) -> None:
+        self._header = header
         self._header_size = 0
         self._held: EncodedFrame | None = None
         self._entries: list[tuple[int, int]] = []
@@ -425,8 +465,11 @@ class _StreamWriter:
     def end(self) -> bytes:
         out = b""
         if not self._header_size:
-            if self._held is None or self._held.header.method not in MODEL_METHODS:
-                self._header = StreamHeader(None, self._header.name, self._header.mtime_ns)
+            method = self._held.header.method if self._held else None
+            if method not in MODEL_METHODS:
+                self._header = replace(self._header, model=None)
+            if method != METHOD_FLOAT:
+                self._header = replace(self._header, predictor=None)
             out = self.release() if self._held else self._pack_header()
         return out + pack_trailer(self._header_size, self._entries)
 

@@ -34,7 +34,7 @@ Compress, decompress, test or list files.
   lmzip test FILE.lmz...         short: lmzip -t
   lmzip list FILE.lmz...         short: lmzip -l
   lmzip train FILES -o MODEL     make a model for your own kind of data
-  lmzip models                   the models that are installed
+  lmzip models                   the models that are installed; info, verify
   lmzip models import SOURCE     install a pretrained language model
   lmzip eval FILES               rates and speeds of compressors, this one among them
   lmzip generate ...             let a compressor or a model go on with a text
@@ -152,6 +152,8 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError("--salvage never removes the damaged source")
     if options.fill_gaps and not options.salvage:
         raise UsageError("--fill-gaps belongs to --salvage")
+    if options.predictor and options.model and options.mode == "compress":
+        raise UsageError("--model and --predictor exclude each other")
     if options.json and options.mode != "list":
         raise UsageError("--json belongs to list")
 
@@ -209,7 +211,10 @@ def _add_handling(parser: argparse.ArgumentParser) -> None:
         "--rm", action="store_true", help="remove each source once its output is verified"
     )
     group.add_argument(
-        "-f", "--force", action="store_true", help="overwrite; write to a terminal; follow links"
+        "-f",
+        "--force",
+        action="store_true",
+        help="overwrite; write to a terminal; follow links; decode in another environment",
     )
     group.add_argument("-r", "--recursive", action="store_true", help="go into folders")
     group.add_argument(
@@ -229,6 +234,12 @@ def _add_coding(parser: argparse.ArgumentParser) -> None:
         )
     group.add_argument("--preset", metavar="NAME", help="fast, default, best, ... or a level")
     group.add_argument("--model", metavar="MODEL", help="a model's name, id or file")
+    group.add_argument(
+        "--predictor",
+        metavar="SPEC",
+        help="a float predictor instead of a model: torch:MODULE:FACTORY[:ARGUMENT], code that is "
+        "run; such a file decodes with it in the same environment only",
+    )
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group.add_argument(
         "-T", "--threads", type=_count, default=0, metavar="N", help="0 (default): one per core"
@@ -293,33 +304,56 @@ def _tool(word: str, arguments: list[str]) -> int:
 
 
 def _models(arguments: list[str]) -> int:
-    if arguments[:1] == ["import"]:
-        return _import_model(arguments[1:])
     parser = argparse.ArgumentParser(
-        prog="lmzip models",
-        description="List installed models.",
-        epilog="lmzip models import SOURCE: install a pretrained language model",
+        prog="lmzip models", description="List, describe, check and import models."
     )
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    words = parser.add_subparsers(dest="word", metavar="WORD")
+    parser.add_argument("--json", action="store_true", help="list as JSON")
+    about = {"list": "the models that are installed (the default)", "info": "what a model is"}
+    for word, text in about.items():
+        shown = words.add_parser(word, help=text)
+        shown.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="as JSON")
+        if word == "info":
+            shown.add_argument("models", nargs="+", metavar="MODEL", help="name, id or file")
+
+    verify = words.add_parser("verify", help="check model files, and the engine on them")
+    verify.add_argument("models", nargs="*", metavar="MODEL", help="all that are installed if none")
+    verify.add_argument(
+        "--sha256", type=_hexadecimal, metavar="HEX", help="what it must begin with"
+    )
+    _add_import(words)
     options = parser.parse_args(arguments)
+    if options.word == "verify" and options.sha256 and len(options.models) != 1:
+        raise UsageError("--sha256 takes one model")
     from lmzip import commands
 
-    return commands.list_models(as_json=options.json)
+    work = {
+        "list": commands.list_models,
+        "info": commands.describe_models,
+        "verify": commands.verify_models,
+        "import": commands.import_model,
+    }
+    return work[options.word or "list"](options)
 
 
-def _import_model(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="lmzip models import",
-        description="Make an exact model of a checkpoint: a GGUF file, or a Hugging Face folder "
-        "with config.json, *.safetensors and tokenizer.json.",
+def _add_import(words: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = words.add_parser(
+        "import",
+        help="make an exact model of a pretrained one",
+        description="Make an exact model of a checkpoint: a GGUF file, a Hugging Face folder with "
+        "config.json, *.safetensors and tokenizer.json, or the name of one on the hub.",
     )
-    parser.add_argument("source", metavar="SOURCE", help="a .gguf file or a folder")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="a .gguf file, a folder, or OWNER/NAME[@REVISION]"
+    )
     parser.add_argument(
         "-o", "--output", metavar="NAME", help="a name in the model folder, or a .safetensors file"
     )
     parser.add_argument("--window", type=_count, metavar="N", help="tokens of context (1024)")
     parser.add_argument("-f", "--force", action="store_true", help="overwrite")
-    options = parser.parse_args(arguments)
-    from lmzip import commands
 
-    return commands.import_model(options)
+
+def _hexadecimal(text: str) -> str:
+    if not 8 <= len(text) <= 64 or not set(text.lower()) <= set("0123456789abcdef"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 8 to 64 hexadecimal digits")
+    return text.lower()

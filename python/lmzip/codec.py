@@ -10,10 +10,11 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from lmzip import devices, models
 from lmzip.container import (
+    METHOD_FLOAT,
     METHOD_MIXER,
     METHOD_NAMES,
     METHOD_NETWORK,
@@ -24,10 +25,14 @@ from lmzip.container import (
     MODEL_METHODS,
     TABLE_METHODS,
     FrameHeader,
+    PredictorRef,
     StreamHeader,
 )
-from lmzip.errors import LimitError, UnsupportedError
+from lmzip.errors import LimitError, ModelMismatchError, UnsupportedError
 from lmzip.models import ModelInfo
+
+if TYPE_CHECKING:
+    from lmzip.predictors import Predictor
 
 DEFAULT_MEMORY_LIMIT = 1 << 30
 DEVICES = ("auto", "cpu", "cuda")
@@ -91,7 +96,7 @@ class ThreadShare:
 
 @dataclass(frozen=True, slots=True)
 class CodecRequest:
-    """What a factory gets. `model` is set for the methods that need one.
+    """What a factory gets. `model` and `predictor` are set for the methods that need one.
 
     An engine with threads of its own takes them from `threads` for each frame.
     """
@@ -102,6 +107,7 @@ class CodecRequest:
     model: ModelInfo | None
     device: str
     threads: ThreadShare
+    predictor: "Predictor | None" = None
 
 
 def _order0(request: CodecRequest) -> FrameCodec:  # noqa: ARG001
@@ -131,12 +137,19 @@ def _tokens(request: CodecRequest) -> FrameCodec:
     return TokenCodec(request)
 
 
+def _float(request: CodecRequest) -> FrameCodec:
+    from lmzip.float_codec import FloatCodec
+
+    return FloatCodec(request)
+
+
 _FACTORIES: dict[int, Callable[[CodecRequest], FrameCodec]] = {
     METHOD_NETWORK: _network,
     METHOD_MIXER: _native,
     METHOD_NETWORK_MIXER: _network,
     METHOD_ORDER0: _order0,
     METHOD_TOKENS: _tokens,
+    METHOD_FLOAT: _float,
 }
 
 
@@ -169,6 +182,7 @@ PRESETS = {
 }
 # With a pretrained model, whatever the preset: the mixer takes what is no text.
 TOKEN_CODINGS = ((METHOD_TOKENS, 0), *_MIXERS)
+FLOAT_CODINGS = ((METHOD_FLOAT, 0), *_MIXERS)  # so with a float predictor
 LEVELS = {
     level: "fast" if level < 4 else "default" if level < 7 else "best" for level in range(1, 10)
 }
@@ -221,6 +235,8 @@ class Codecs:
     threads: int = 1
     memory_limit: int | None = DEFAULT_MEMORY_LIMIT
     raw_size: int | None = None  # of all the work, where it is known: for the device "auto"
+    predictor: "Predictor | None" = None  # the float one that the user has named
+    any_environment: bool = False  # decode with it although the stream names another
     _share: ThreadShare = field(init=False)
     _open: dict[tuple[int, int, int, bytes], FrameCodec] = field(default_factory=dict)
 
@@ -242,7 +258,11 @@ class Codecs:
     def for_preset(self, preset: Preset) -> list[FrameCodec]:
         """The codecs to choose from when encoding; order 0 where no better one is built in."""
         model = self.model or models.default()
-        codings = TOKEN_CODINGS if model is not None and model.is_token_model else preset.codings
+        codings = preset.codings
+        if self.predictor is not None:
+            codings = FLOAT_CODINGS
+        elif model is not None and model.is_token_model:
+            codings = TOKEN_CODINGS
         wanted = [
             (method, profile)
             for method, profile in codings
@@ -260,6 +280,8 @@ class Codecs:
         Raises UnsupportedError, ModelMismatchError, LimitError.
         """
         model = self._model_of(stream) if frame.method in MODEL_METHODS else None
+        if frame.method == METHOD_FLOAT:
+            self._check_predictor(stream.predictor)
         if frame.method not in _FACTORIES:
             raise UnsupportedError(
                 f"a frame is coded with {frame.method_name!r}, which this lmzip cannot decode: "
@@ -281,6 +303,32 @@ class Codecs:
             raise UnsupportedError("a frame needs a model, but its stream names none")
         return found
 
+    @functools.cached_property
+    def predictor_ref(self) -> PredictorRef | None:
+        """What the predictor is, and the environment here: for streams that are written."""
+        if self.predictor is None:
+            return None
+        from lmzip.predictors import reference
+
+        return reference(self.predictor)
+
+    def _check_predictor(self, wanted: PredictorRef | None) -> None:
+        here = self.predictor_ref
+        if here is None:
+            shown = f"{wanted}" if wanted else "that it does not name"
+            raise ModelMismatchError(
+                f"the file was written with the float predictor {shown}; it decodes only there and "
+                "with it: name it, if you trust its code, with --predictor torch:MODULE:FACTORY"
+            )
+        if wanted == here or self.any_environment:
+            return
+        shown = wanted.differences(here) if wanted else f"that it does not name; here it is {here}"
+        raise ModelMismatchError(
+            f"the file was written with the float predictor {shown}: floating-point results differ "
+            "between predictors and environments; --force tries nevertheless, and the checksums of "
+            "frames tell whether it worked"
+        )
+
     def _check_memory(self, frame: FrameHeader, needed: int) -> None:
         if self.memory_limit is not None and needed > self.memory_limit:
             raise LimitError(
@@ -299,7 +347,9 @@ class Codecs:
         key = method, table_bits, profile, model.id if model else b""
         if key not in self._open:
             device = self.network_device if model else "cpu"
-            request = CodecRequest(method, table_bits, profile, model, device, self._share)
+            request = CodecRequest(
+                method, table_bits, profile, model, device, self._share, self.predictor
+            )
             self._open[key] = _FACTORIES[method](request)
         return self._open[key]
 

@@ -106,54 +106,103 @@ def installation() -> str:
     )
 
 
-def list_models(*, as_json: bool) -> int:
+def list_models(options: Namespace) -> int:
     """Print the models that are installed; the one used by default has a star."""
     with one_line_errors("models") as outcome:
         chosen = models.default()
         found = list(models.available())
-        if as_json:
+        if options.json:
             rows = [
                 {**asdict(model), "id": model.id.hex(), "path": str(model.path)}
                 | {"default": model == chosen}
                 for model in found
             ]
             print(json.dumps(rows, indent=2))
-        for model in [] if as_json else found:
-            star = "*" if model == chosen else " "
-            print(
-                f"{star} {printable(model.name)}  {model.id.hex()[:16]}  "
-                f"{model.parameters:,} parameters  {human_size(model.size)}  "
-                f"{printable(model.licence) or 'licence not stated'}  {model.path}"
-            )
-        if not found and not as_json:
+        for model in [] if options.json else found:
+            _print_line(model, star="* " if model == chosen else "  ")
+        if not found and not options.json:
             folders = ", ".join(str(folder) for folder in models.folders())
             print(f"no models; looked in {folders}", file=sys.stderr)
     return outcome.status
 
 
+def describe_models(options: Namespace) -> int:
+    """Print what is known of each model that is named."""
+    status, rows = 0, []
+    for name in options.models:
+        with one_line_errors(printable(name)) as outcome:
+            from lmzip.model_check import describe
+
+            rows.append(describe(models.find(name)))
+            if not options.json:
+                _print_model(rows[-1], first=len(rows) == 1)
+        status = max(status, outcome.status)
+    if options.json:
+        print(json.dumps(rows, indent=2))
+    return status
+
+
+def _print_model(row: dict[str, Any], *, first: bool) -> None:
+    if not first:
+        print()
+    for key, value in row.items():
+        if value is None and key != "licence":
+            continue
+        text = "not stated" if value is None else str(value)
+        if isinstance(value, dict):  # architecture, source, training
+            text = json.dumps(value, ensure_ascii=False)
+        elif isinstance(value, int):
+            text = f"{value:,}"
+        print(f"{key:<15} {printable(text)}")
+
+
+def verify_models(options: Namespace) -> int:
+    """Check the files of the models that are named, or of all; one line each."""
+    status = 0
+    for name in options.models or list(models.files()):
+        with one_line_errors(printable(str(name))) as outcome:
+            from lmzip.model_check import verify
+
+            path = name if isinstance(name, Path) else models.find(name).path
+            report = verify(path, options.sha256 or "")
+            record = "as recorded" if report.recorded else "no hash of them recorded"
+            print(
+                f"{printable(str(name))}: sound, SHA-256 {report.sha256}; weights {record}; "
+                f"{', '.join(report.kernels)} agree"
+            )
+        status = max(status, outcome.status)
+    return status
+
+
 def import_model(options: Namespace) -> int:
     """Make an exact model of a checkpoint, in the model folder unless a file is named."""
     with one_line_errors("models import") as outcome:
-        from lmzip import import_model, llama_model
+        from lmzip import import_model, llama_model, model_file
 
-        source = Path(options.source)
         model = import_model.import_checkpoint(
-            source, window=options.window or import_model.DEFAULT_WINDOW
+            options.source, window=options.window or import_model.DEFAULT_WINDOW
         )
         name = options.output or model.name
         path = Path(name)
         if os.sep not in name and not name.endswith(models.SUFFIX):
             path = models.store() / f"{name}{models.SUFFIX}"
             path.parent.mkdir(parents=True, exist_ok=True)
-        about = model.about | {"name": path.stem}
+        about = model.about | {
+            "name": path.stem,
+            "tensors_sha256": model_file.tensors_digest(model.tensors),
+        }
         with AtomicFile(path, overwrite=options.force) as file:
             file.write(llama_model.serialize(model.architecture, model.tensors, about))
-        found = models.read(path)
-        print(
-            f"{printable(found.name)}  {found.id.hex()[:16]}  {found.parameters:,} parameters  "
-            f"{human_size(found.size)}  {printable(found.licence) or 'licence not stated'}  {path}"
-        )
+        _print_line(models.read(path))
     return outcome.status
+
+
+def _print_line(model: models.ModelInfo, star: str = "") -> None:
+    print(
+        f"{star}{printable(model.name)}  {model.id.hex()[:16]}  "
+        f"{model.parameters:,} parameters  {human_size(model.size)}  "
+        f"{printable(model.licence) or 'licence not stated'}  {model.path}"
+    )
 
 
 # ---- one file ---------------------------------------------------------------------------------
@@ -170,6 +219,7 @@ def _compress(name: str, options: Namespace) -> None:
             threads=options.threads,
             device=options.device,
             verify=bool(options.verify or options.rm),
+            predictor=options.predictor,
             raw_size=_size_of(before),
             **_stored_name(name, before, options),
         )
@@ -405,7 +455,15 @@ def _codecs(options: Namespace, compressed: os.stat_result | None) -> Codecs:
     limit = DEFAULT_MEMORY_LIMIT if options.memory_limit is None else options.memory_limit or None
     size = _size_of(compressed)
     raw_size = None if size is None else devices.RAW_PER_COMPRESSED * size
-    return open_codecs(options.model, options.device, options.threads, limit, raw_size)
+    return open_codecs(
+        options.model,
+        options.device,
+        options.threads,
+        limit,
+        raw_size,
+        options.predictor,
+        options.force,
+    )
 
 
 def _preset(text: str | int | None) -> str | int | None:
@@ -487,6 +545,8 @@ def _print_details(info: FileInfo) -> None:
     for stream in info.streams:
         model = f"model {stream.model}" if stream.model else "no model"
         name = f", name {printable(stream.name)!r}" if stream.name else ""
+        if stream.predictor:
+            model = f"float predictor {stream.predictor}"
         print(f"    stream at {stream.offset}: {stream.frames} frames, {model}{name}")
     for frame in info.frames:
         print(

@@ -25,7 +25,8 @@ FOOTER_SIZE = 8
 FLAG_MODEL = 0x01
 FLAG_NAME = 0x02
 FLAG_MTIME = 0x04
-KNOWN_FLAGS = FLAG_MODEL | FLAG_NAME | FLAG_MTIME
+FLAG_PREDICTOR = 0x08
+KNOWN_FLAGS = FLAG_MODEL | FLAG_NAME | FLAG_MTIME | FLAG_PREDICTOR
 
 METHOD_STORED = 0
 METHOD_NETWORK = 1
@@ -33,6 +34,7 @@ METHOD_MIXER = 2
 METHOD_NETWORK_MIXER = 3
 METHOD_ORDER0 = 4
 METHOD_TOKENS = 5
+METHOD_FLOAT = 6
 METHOD_NAMES = {
     METHOD_STORED: "stored",
     METHOD_NETWORK: "network",
@@ -40,6 +42,7 @@ METHOD_NAMES = {
     METHOD_NETWORK_MIXER: "network+mixer",
     METHOD_ORDER0: "order0",
     METHOD_TOKENS: "tokens",
+    METHOD_FLOAT: "float",
 }
 MODEL_METHODS = frozenset({METHOD_NETWORK, METHOD_NETWORK_MIXER, METHOD_TOKENS})
 TABLE_METHODS = frozenset({METHOD_MIXER, METHOD_NETWORK_MIXER})
@@ -47,6 +50,8 @@ TABLE_METHODS = frozenset({METHOD_MIXER, METHOD_NETWORK_MIXER})
 MODEL_ID_SIZE = 8  # bytes of the model file's SHA-256 that the header carries
 MAX_LABEL_SIZE = 64
 MAX_NAME_SIZE = 255
+MAX_PREDICTOR_SIZE = 200
+MAX_ENVIRONMENT_SIZE = 255
 MAX_HEADER_BODY = 1023
 MAX_HEADER_RECORD = len(MAGIC) + 2 + MAX_HEADER_BODY + 4
 MAX_FRAME_BODY = 1 << 15
@@ -101,12 +106,36 @@ class ModelRef:
 
 
 @dataclass(frozen=True, slots=True)
+class PredictorRef:
+    """The float predictor of a stream and the environment it is bound to: texts, to be compared
+    and shown; never the name of code to load."""
+
+    label: str
+    environment: str
+
+    def __str__(self) -> str:
+        return f"{printable(self.label)!r} in the environment {printable(self.environment)!r}"
+
+    def differences(self, here: "PredictorRef") -> str:
+        """What is another one here, for messages: the label, the environment or both."""
+        if self.label != here.label and self.environment != here.environment:
+            return f"{self}; here it is {here}"
+        if self.label != here.label:
+            return f"{printable(self.label)!r}; here it is {printable(here.label)!r}"
+        return (
+            f"in the environment {printable(self.environment)!r}; here it is "
+            f"{printable(here.environment)!r}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class StreamHeader:
     """The first record of a stream. `size` counts the bytes of the packed record."""
 
     model: ModelRef | None = None
     name: str | None = None
     mtime_ns: int | None = None
+    predictor: PredictorRef | None = None
     version: int = VERSION
 
     def pack(self) -> bytes:
@@ -120,6 +149,10 @@ class StreamHeader:
         if self.mtime_ns is not None:
             flags |= FLAG_MTIME
             fields += struct.pack("<q", self.mtime_ns)
+        if self.predictor is not None:
+            flags |= FLAG_PREDICTOR
+            fields += _pack_text(self.predictor.label, MAX_PREDICTOR_SIZE, "predictor")
+            fields += _pack_text(self.predictor.environment, MAX_ENVIRONMENT_SIZE, "environment")
         body = bytes([self.version, flags]) + fields
         record = MAGIC + pack_varint(len(body)) + body
         return record + struct.pack("<I", zlib.crc32(record))
@@ -143,7 +176,7 @@ class StreamHeader:
                 f"the stream header sets unknown flags {flags & ~KNOWN_FLAGS:#04x}: "
                 "update lmzip-codec"
             )
-        model = name = mtime_ns = None
+        model = name = mtime_ns = predictor = None
         if flags & FLAG_MODEL:
             model = ModelRef(body.take(MODEL_ID_SIZE), body.text(MAX_LABEL_SIZE, "model label"))
         if flags & FLAG_NAME:
@@ -152,8 +185,13 @@ class StreamHeader:
                 raise CorruptError(f"the stream header holds an unsafe file name {name!r}")
         if flags & FLAG_MTIME:
             (mtime_ns,) = struct.unpack("<q", body.take(8))
+        if flags & FLAG_PREDICTOR:
+            predictor = PredictorRef(
+                body.text(MAX_PREDICTOR_SIZE, "predictor"),
+                body.text(MAX_ENVIRONMENT_SIZE, "environment"),
+            )
         body.end()
-        return cls(model, name, mtime_ns, version)
+        return cls(model, name, mtime_ns, predictor, version)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,16 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from lmzip.api import LmzCompressor, ModelName, open_codecs
 from lmzip.codec import DEFAULT_MEMORY_LIMIT, Codecs
 from lmzip.errors import TruncatedError
 from lmzip.frames import READ_SIZE, FrameTask, codec_of, decode_all, decode_frame, read_tasks
 from lmzip.seek_table import SeekTable, read_seek_table
+
+if TYPE_CHECKING:
+    from lmzip.api import PredictorName
 
 FileName = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -46,9 +49,10 @@ def open(
 class LmzFile(io.BufferedIOBase):
     """An .lmz file, or a binary file object that holds one, read or written as raw bytes.
 
-    For reading: `model`, `memory_limit`, `threads` and `device` as in decompress(). For writing:
-    the arguments of LmzCompressor. Reading raises what decompress() raises. A file object passed
-    in is left open by close(); it can be sought in if it was at its beginning.
+    For reading: `model`, `memory_limit`, `threads`, `device`, `predictor` and `force` as in
+    decompress(). For writing: the arguments of LmzCompressor. Reading raises what decompress()
+    raises. A file object passed in is left open by close(); it can be sought in if it was at its
+    beginning.
     """
 
     def __init__(self, filename: FileName | BinaryIO, mode: str = "r", **options: Any) -> None:
@@ -166,8 +170,12 @@ class _Decoding:
         memory_limit: int | None = DEFAULT_MEMORY_LIMIT,
         threads: int = 0,
         device: str = "auto",
+        predictor: "PredictorName | None" = None,
+        force: bool = False,
     ) -> None:
-        self.codecs: Codecs = open_codecs(model, device, threads, memory_limit)
+        self.codecs: Codecs = open_codecs(
+            model, device, threads, memory_limit, None, predictor, force
+        )
 
     def run(self, tasks: Iterable[FrameTask]) -> Iterator[bytes]:
         return decode_all(tasks, self.codecs.frames_at_once, self.codecs.memory_limit)

@@ -1,17 +1,19 @@
 """`lmzip models import`: a checkpoint of the Llama family -> an exact int8 model file.
 
-Sources: a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a GGUF file, whose
-quantized weights are expanded first.  Both become a Checkpoint, floats by Hugging Face's names,
-and quantize() makes the model file of it.  This is the only place where floats become integers.
-Whatever of a checkpoint cannot be represented exactly is refused by name.
+Sources: a Hugging Face folder (config.json, *.safetensors, tokenizer.json), the name of one on the
+hub, or a GGUF file, whose quantized weights are expanded first.  Each becomes a Checkpoint, floats
+by Hugging Face's names, and quantize() makes the model file of it.  This is the only place where
+floats become integers.  Whatever of a checkpoint cannot be represented exactly is refused by name.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from lmzip.llama_model import (
     check,
 )
 from lmzip.model_file import Array
-from lmzip.tokenization import plain_document, token_bytes
+from lmzip.tokenization import plain_document, start_token, token_bytes
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 DEFAULT_WINDOW = 1024
@@ -47,22 +49,30 @@ class Checkpoint:
     tokenizer: dict[str, Any]  # tokenizer.json
     name: str
     licence: str = ""
+    files: dict[str, str] = field(default_factory=dict)  # of weights: name -> SHA-256
 
 
-def read_checkpoint(source: Path) -> Checkpoint:
-    """Read a Hugging Face folder or a GGUF file.
+def read_checkpoint(source: str | Path) -> Checkpoint:
+    """Read a Hugging Face folder, also from the hub, or a GGUF file.
 
     Raises UnsupportedError, naming the family or the feature that is not supported, LmzipError
-    where a library is missing, OSError.
+    where a library is missing or the hub does not give the folder, OSError.
     """
-    if source.is_dir():
-        return _read_folder(source)
-    if source.suffix == ".gguf":
-        return _read_gguf(source)
-    raise UnsupportedError(f"{source} is neither a folder with config.json nor a .gguf file")
+    path = Path(source)
+    if path.is_dir():
+        return _read_folder(path, path.resolve().name)
+    if path.is_file() and path.suffix == ".gguf":
+        return _read_gguf(path)
+    if not path.exists() and isinstance(source, str) and _HUB_NAME.fullmatch(source):
+        return _read_folder(_fetch(source), source)
+    found = "" if path.exists() else " (it does not exist)"
+    raise UnsupportedError(
+        f"{source} is neither a folder with config.json nor a .gguf file nor a name on the "
+        f"Hugging Face hub such as OWNER/NAME{found}"
+    )
 
 
-def import_checkpoint(source: Path, *, window: int = DEFAULT_WINDOW) -> LlamaModel:
+def import_checkpoint(source: str | Path, *, window: int = DEFAULT_WINDOW) -> LlamaModel:
     """Read and quantize.  UnsupportedError also for a checkpoint that is not what it should be."""
     try:
         return quantize(read_checkpoint(source), window=window)
@@ -76,19 +86,67 @@ def import_checkpoint(source: Path, *, window: int = DEFAULT_WINDOW) -> LlamaMod
 # ---- Hugging Face -------------------------------------------------------------------------------
 
 
-def _read_folder(folder: Path) -> Checkpoint:
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+# No *.bin: such weights are pickles, which can run code.
+_HUB_FILES = ["config.json", "tokenizer.json", "README.md", "model*.safetensors"]
+
+
+def _fetch(name: str) -> Path:
+    """The folder of OWNER/NAME[@REVISION], from huggingface_hub's cache or the hub."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise LmzipError(
+            f"{error.name or error} is missing; models are fetched by name with it: pip install "
+            f"'lmzip-codec[llm]', or download the files of {name} and give their folder"
+        ) from None
+    repository, _, revision = name.partition("@")
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=revision or None, allow_patterns=_HUB_FILES
+        )
+    except Exception as error:  # noqa: BLE001 (of the library, of its HTTP client, of the system)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LmzipError(
+            f"{name} cannot be had from the Hugging Face hub: {reason} Where there is no network, "
+            "download its files elsewhere and give their folder"
+        ) from None
+    return Path(folder)
+
+
+def _read_folder(folder: Path, name: str) -> Checkpoint:
+    """name: of the folder or, on the hub, OWNER/NAME[@REVISION]."""
     config = json.loads((folder / "config.json").read_text())
     _check_family(config.get("model_type"))
     if config.get("hidden_act", "silu") != "silu":
         raise UnsupportedError(f"activation {config['hidden_act']!r}; only 'silu' is supported")
     tensors: dict[str, Array] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    files: dict[str, str] = {}
+    # Some repositories hold the same weights once more, in the format of their makers.
+    for path in sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors")):
         tensors |= _load_safetensors(path)
+        files[path.name] = _sha256(path)
     if not tensors:
         raise UnsupportedError(f"{folder} holds no *.safetensors")
     tensors = {name.removeprefix("model."): t for name, t in tensors.items()}
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    return Checkpoint(config, _frequencies(config), tensors, tokenizer, folder.resolve().name)
+    return Checkpoint(
+        config, _frequencies(config), tensors, tokenizer, name, _card_licence(folder), files
+    )
+
+
+def _card_licence(folder: Path) -> str:
+    """What the model card's front matter states; no YAML is parsed for one line of it."""
+    card = folder / "README.md"
+    text = card.read_text("utf-8", "replace") if card.is_file() else ""
+    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    found = re.search(r"^license: *[\"']?([\w.+-]+)", front[1], re.MULTILINE) if front else None
+    return found[1] if found else ""
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _load_safetensors(path: Path) -> dict[str, Array]:
@@ -220,9 +278,10 @@ def _read_gguf(path: Path) -> Checkpoint:
             tensors[_hugging_face_name(t.name)] = weights
     if family in ("llama", "mistral"):
         _restore_half_split(tensors, config)
-    name = path.stem
     licence = str(fields.get("general.license", ""))
-    return Checkpoint(config, frequencies, tensors, _gguf_tokenizer(fields), name, licence)
+    files = {path.name: _sha256(path)}
+    tokenizer = _gguf_tokenizer(fields)
+    return Checkpoint(config, frequencies, tensors, tokenizer, path.stem, licence, files)
 
 
 def _hugging_face_name(name: str) -> str:
@@ -342,10 +401,14 @@ def quantize(
     _add_vocabulary(arch, checkpoint.tokenizer, tensors)
     check(arch, tensors)
     about = {
-        "name": checkpoint.name,
+        "name": checkpoint.name.partition("@")[0].rpartition("/")[2],
         "licence": checkpoint.licence,
         "parameters": arch.parameters(),
-        "source": f"{checkpoint.config['model_type']} checkpoint",
+        "source": {
+            "name": checkpoint.name,
+            "family": checkpoint.config["model_type"],
+            "sha256": checkpoint.files,
+        },
     }
     return LlamaModel(arch, tensors, about)
 
@@ -361,7 +424,7 @@ def _architecture(
             windows[i], all_sinks[i] = min(window, sliding), 0
     vocabulary = len(tensors["embed_tokens.weight"])
     tied = "lm_head.weight" not in tensors or bool(config.get("tie_word_embeddings"))
-    start = _start_token(checkpoint, vocabulary)
+    start = start_token(checkpoint.tokenizer, vocabulary, checkpoint.config.get("bos_token_id"))
     return LlamaArchitecture(
         vocabulary=vocabulary,
         d_model=int(config["hidden_size"]),
@@ -392,16 +455,6 @@ def _sliding_windows(config: dict[str, Any], layers: int) -> list[int | None]:
     if config["model_type"].startswith("qwen"):  # the first layers see everything
         return [size if i >= config.get("max_window_layers", 0) else None for i in range(layers)]
     return [size] * layers
-
-
-def _start_token(checkpoint: Checkpoint, vocabulary: int) -> int:
-    """What stands before a text: the token between documents, else the first of a sequence."""
-    special = {t["content"]: t["id"] for t in checkpoint.tokenizer["added_tokens"] if t["special"]}
-    named = [special.get(name) for name in ("<|endoftext|>", "<|begin_of_text|>", "<s>")]
-    for token in [*named, checkpoint.config.get("bos_token_id"), *special.values()]:
-        if isinstance(token, int) and 0 <= token < vocabulary and token in special.values():
-            return token
-    raise UnsupportedError("the tokenizer has no special token; one is needed as start and escape")
 
 
 def _quantize_layer(

@@ -219,3 +219,13 @@ def serialize(
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     contiguous = {name: np.ascontiguousarray(t) for name, t in tensors.items()}
     return safetensors.numpy.save(contiguous, metadata={"lmzip": text})
+
+
+def tensors_digest(tensors: dict[str, Array]) -> str:
+    """SHA-256 over names, types, shapes and values, in the order of names, as hexadecimal."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        t = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {t.dtype.name} {t.shape}\n".encode())
+        digest.update(t.astype(t.dtype.newbyteorder("<"), copy=False).data)
+    return digest.hexdigest()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lmzip._version import __version__
-from lmzip.container import MAX_LABEL_SIZE, MODEL_ID_SIZE, ModelRef
+from lmzip.container import MAX_LABEL_SIZE, MODEL_ID_SIZE, ModelRef, printable
 from lmzip.errors import LmzipError, ModelMismatchError, UnsupportedError
 
 SUFFIX = ".safetensors"
@@ -73,14 +73,17 @@ def store() -> Path:
     return Path(data_home) / "lmzip" / "models"
 
 
+def files() -> Iterator[Path]:
+    """Yield each model file of `folders()`, readable or not."""
+    for folder in folders():
+        yield from sorted(folder.glob(f"*{SUFFIX}"))
+
+
 def available() -> Iterator[ModelInfo]:
     """Yield each readable model of `folders()`. Files that are no models are passed over."""
-    for folder in folders():
-        for path in sorted(folder.glob(f"*{SUFFIX}")):
-            try:
-                yield read(path)
-            except (OSError, LmzipError):
-                continue
+    for path in files():
+        with contextlib.suppress(OSError, LmzipError):
+            yield read(path)
 
 
 def default() -> ModelInfo | None:
@@ -128,9 +131,17 @@ def for_ref(ref: ModelRef, offered: ModelInfo | None = None) -> ModelInfo:
     for model in sorted(known, key=lambda model: model.name != name):  # spares hashing
         if model.matches(ref):
             return model
-    raise ModelMismatchError(
-        f"the file needs the model {ref}; it is not installed: give its file with --model or "
-        "add its folder to LMZIP_MODEL_PATH"
+    raise ModelMismatchError(f"the file needs the model {ref}; it is not installed: {_cure(ref)}")
+
+
+def _cure(ref: ModelRef) -> str:
+    name, _, release = ref.label.rpartition("@")
+    if name:
+        return "install that release, or name its model file with --model"
+    return (
+        f"get the model file whose SHA-256 begins with {ref.id.hex()} and put it into {store()}, "
+        "or name it with --model; if it is a pretrained one, its checkpoint will do: "
+        f"lmzip models import SOURCE -o {printable(release)} (docs/pretrained.md)"
     )
 
 
@@ -138,6 +149,12 @@ def read(path: Path) -> ModelInfo:
     """Read the header of a model file. UnsupportedError if it is no model file."""
     stat = path.stat()
     return _read(path, stat.st_mtime_ns, stat.st_size)
+
+
+def document(path: Path) -> dict[str, Any]:
+    """What a model file says about itself (model_file.md). UnsupportedError if it is none."""
+    with path.open("rb") as file:
+        return _document(path, _read_header(path, file))
 
 
 @lru_cache(maxsize=64)

@@ -148,6 +148,16 @@ def token_bytes(document: dict[str, Any], size: int) -> list[bytes]:
     return tokens
 
 
+def start_token(document: dict[str, Any], size: int, first: Any = None) -> int:
+    """What stands before a text: the token between documents, else `first` (of a sequence)."""
+    special = {t["content"]: t["id"] for t in document.get("added_tokens") or [] if t["special"]}
+    named = [special.get(name) for name in ("<|endoftext|>", "<|begin_of_text|>", "<s>")]
+    for token in [*named, first, *special.values()]:
+        if isinstance(token, int) and 0 <= token < size and token in special.values():
+            return token
+    raise UnsupportedError("the tokenizer has no special token; one is needed as start and escape")
+
+
 def byte_symbols() -> dict[str, int]:
     """The characters by which byte-level BPE writes bytes (GPT-2): printable ones stand for
     themselves, the others, in order, for U+0100 and so on."""

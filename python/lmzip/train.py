@@ -31,7 +31,15 @@ from lmzip import _core, models
 from lmzip._version import __version__
 from lmzip.corpus import HISTORY, Corpus, read_files, read_mix
 from lmzip.errors import LmzipError
-from lmzip.model_file import Architecture, ExactModel, NgramTable, load, parse, serialize
+from lmzip.model_file import (
+    Architecture,
+    ExactModel,
+    NgramTable,
+    load,
+    parse,
+    serialize,
+    tensors_digest,
+)
 from lmzip.network import Network, export, from_model
 from lmzip.output import AtomicFile
 
@@ -485,6 +493,7 @@ def write_model(job: Run, corpus: Corpus, args: argparse.Namespace) -> None:
             "float_and_exact_bpb": {name: round(bpb, 4) for name, bpb in loss.items()},
         },
     }
+    about["tensors_sha256"] = tensors_digest(tensors)
     data = serialize(job.network.architecture, tensors, about)
     model = parse(data)
     with AtomicFile(args.output, overwrite=True) as file:

@@ -161,6 +161,11 @@ def good() -> dict[str, Case]:
             "names a model that nobody has, but has stored frames only: it must be decoded",
             b"plain",
         ),
+        "predictor-not-needed": Case(
+            header(b"\x01\x08\x05os:rm\x04here") + stored(b"plain") + b"E\x05",
+            "names a float predictor, but has stored frames only",
+            b"plain",
+        ),
     }
 
 
@@ -204,6 +209,17 @@ def damaged_headers() -> dict[str, Case]:
         ),
         "name-not-utf8": bad(
             header(b"\x01\x02\x02\xff\xfe") + tail, "a file name that is no UTF-8", "not UTF-8"
+        ),
+        "predictor-with-escape": bad(
+            header(b"\x01\x08\x02\x1bc\x01x") + tail, "a predictor for the terminal", "plain text"
+        ),
+        "predictor-short": bad(
+            header(b"\x01\x08\x01x") + tail, "a predictor without its environment", "too short"
+        ),
+        "predictor-long": bad(
+            header(b"\x01\x08\xc9" + b"x" * 201 + b"\x01x") + tail,
+            "a predictor described in 201 bytes",
+            "too long",
         ),
     }
 
@@ -328,6 +344,15 @@ def unsupported() -> dict[str, Case]:
             b"",
             ModelMismatchError,
             r"'shells' \(id 0001020304050607\), shipped with lmzip-codec 9.9",
+        ),
+        "predictor": Case(
+            header(b"\x01\x08\x05os:rm\x04here")
+            + head(frame_body(6, [0, 5, 1], 0, zlib.crc32(b"x"), b"\0\x01"))
+            + b"xE\x05",
+            "a frame of a float predictor, which only a user may name",
+            b"",
+            ModelMismatchError,
+            r"the float predictor 'os:rm' in the environment 'here'.*with --predictor",
         ),
     }
 

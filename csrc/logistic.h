@@ -65,11 +65,15 @@ constexpr int bent_log2(uint32_t n) {
   return (exponent << kLogBits) + m + round_product(hump, bend);
 }
 
+// 256 ln(a / b), for 0 < a, b < 2^24.
+constexpr int stretch_ratio(uint32_t a, uint32_t b) {
+  const int ratio = bent_log2(a) - bent_log2(b);  // below 2^20
+  return clamp_stretch((ratio * kLogScale + (1 << (kLogScaleShift - 1))) >> kLogScaleShift);
+}
+
 // 0 <= p < 2^22.
 constexpr int stretch(uint32_t p) {
-  const uint32_t odds = 2 * p + 1;
-  const int ratio = bent_log2(odds) - bent_log2((2u << kProbBits) - odds);  // below 2^20
-  return clamp_stretch((ratio * kLogScale + (1 << (kLogScaleShift - 1))) >> kLogScaleShift);
+  return stretch_ratio(2 * p + 1, (2u << kProbBits) - 2 * p - 1);
 }
 
 }  // namespace lmzip

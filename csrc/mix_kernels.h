@@ -5,12 +5,15 @@
 //   mix     the outputs of the sets by the final weights
 //   train   w += (x * step + 2^14) >> 15, kept within 16 bits
 //   learn   the cells of the slots, and their input pairs anew
+//   groups  the sums of each 16 of 256 weights, without their lowest 8 bits, which say nothing of
+//   22 nodes   from the sums at the 16 leaves of a nibble the stretched probability of each node
 //
 // Inputs are within 12 bits and a sign, weights within 15: a pair is below 2^28, the sum of 64
 // shifted ones below 2^29.  |step| < 2^14.
 #pragma once
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -26,6 +29,9 @@ namespace lmzip {
 inline constexpr int kWeightBits = 13;                 // of 1.0: weights are within +-4
 inline constexpr int kFinalWeightMax = (1 << 19) - 1;  // just below 8.0; 65536 is 1.0
 inline constexpr size_t kMaxSets = 8;
+// Of the network's weights: what is below says nothing of 22 bits, and is better not believed where
+// all that is likely has been ruled out.
+inline constexpr int kWeightShift = 10;
 
 // What goes into the mixer for one bit, from kSlots cells and kExtra other pairs.
 template <size_t kSlots_, size_t kExtra_>
@@ -94,6 +100,29 @@ struct PortableKernel {
   template <class Inputs>
   static void learn(Inputs& inputs, int bit, uint32_t limit) {
     for (MixerCell* cell : inputs.cells) cell->learn(bit, limit);
+  }
+
+  static void groups(const uint32_t* weights, uint32_t* sums) {
+    for (size_t i = 0; i < 16; ++i) {
+      sums[i] = 0;
+      for (size_t j = 0; j < 16; ++j) sums[i] += weights[16 * i + j] >> kWeightShift;
+    }
+  }
+
+  // sums: (32), [16] to [31] given, those of the nodes are filled in.
+  static void nodes(std::array<uint32_t, 32>& sums, std::array<int32_t, 16>& stretched) {
+    const int shift = sum_nodes(sums);
+    for (size_t n = 0; n < 16; ++n) {
+      stretched[n] =
+          stretch_ratio(2 * (sums[2 * n + 1] >> shift) + 1, 2 * (sums[2 * n] >> shift) + 1);
+    }
+  }
+
+  // Returns by how much sums are shifted to have 23 bits.  [0], of no node, becomes 0.
+  static int sum_nodes(std::array<uint32_t, 32>& sums) {
+    for (size_t n = 15; n > 0; --n) sums[n] = sums[2 * n] + sums[2 * n + 1];
+    sums[0] = 0;
+    return std::max(0, static_cast<int>(std::bit_width(sums[1])) - 23);
   }
 
   static InputPair stretch_two(uint32_t p, uint32_t q) {
@@ -186,6 +215,33 @@ struct Avx2Kernel {
     }
   }
 
+  LMZIP_AVX2 void groups(const uint32_t* weights, uint32_t* sums) {
+    for (size_t i = 0; i < 16; i += 4) {
+      __m256i quarters[4];
+      for (size_t j = 0; j < 4; ++j) {
+        const auto* group = reinterpret_cast<const __m256i*>(weights + 16 * (i + j));
+        quarters[j] =
+            _mm256_add_epi32(_mm256_srli_epi32(_mm256_loadu_si256(group), kWeightShift),
+                             _mm256_srli_epi32(_mm256_loadu_si256(group + 1), kWeightShift));
+      }
+      _mm_store_si128(reinterpret_cast<__m128i*>(sums + i),
+                      sum_four(quarters[0], quarters[1], quarters[2], quarters[3]));
+    }
+  }
+
+  LMZIP_AVX2 void nodes(std::array<uint32_t, 32>& sums, std::array<int32_t, 16>& stretched) {
+    const __m128i shift = _mm_cvtsi32_si128(PortableKernel::sum_nodes(sums));
+    const __m256i one = _mm256_set1_epi32(1);
+    for (size_t n = 0; n < 16; n += 8) {
+      const __m256i a = load(&sums[2 * n]), b = load(&sums[2 * n + 8]);
+      const __m256i lower = _mm256_srl_epi32(shuffle<0x88>(a, b), shift);
+      const __m256i upper = _mm256_srl_epi32(shuffle<0xDD>(a, b), shift);
+      const __m256i z = ratios(_mm256_or_si256(_mm256_slli_epi32(upper, 1), one),
+                               _mm256_or_si256(_mm256_slli_epi32(lower, 1), one));
+      store(&stretched[n], _mm256_permute4x64_epi64(z, 0xD8));
+    }
+  }
+
   LMZIP_AVX2 InputPair stretch_two(uint32_t p, uint32_t q) {
     const __m128i both = _mm256_castsi256_si128(stretched(_mm256_castsi128_si256(
         _mm_insert_epi32(_mm_cvtsi32_si128(static_cast<int>(p)), static_cast<int>(q), 1))));
@@ -259,11 +315,15 @@ struct Avx2Kernel {
         p, _mm256_blend_epi32(_mm256_srli_epi64(even, 16), _mm256_slli_epi64(odd, 16), 0xAA));
   }
 
-  // stretch(): a float of a number below 2^24 is exact, and its bits are the exponent (with a bias
-  // that the difference cancels) and the mantissa.
+  // stretch()
   LMZIP_AVX2 __m256i stretched(__m256i p) {
     const __m256i odds = _mm256_add_epi32(_mm256_add_epi32(p, p), _mm256_set1_epi32(1));
-    const __m256i against = _mm256_sub_epi32(_mm256_set1_epi32(2 << kProbBits), odds);
+    return ratios(odds, _mm256_sub_epi32(_mm256_set1_epi32(2 << kProbBits), odds));
+  }
+
+  // stretch_ratio(): a float of a number below 2^24 is exact, and its bits are the exponent (with a
+  // bias that the difference cancels) and the mantissa.
+  LMZIP_AVX2 __m256i ratios(__m256i odds, __m256i against) {
     const __m256i a = _mm256_srli_epi32(_mm256_castps_si256(_mm256_cvtepi32_ps(odds)), 8);
     const __m256i b = _mm256_srli_epi32(_mm256_castps_si256(_mm256_cvtepi32_ps(against)), 8);
     const __m256i top = _mm256_set1_epi16(kLogTop);

@@ -252,9 +252,9 @@ class Engine final : public MixerEngine {
   // One byte of a lane, most significant bit first.
   template <class Mix, class Coder>
   uint8_t code(size_t lane, const uint32_t* weights, Coder& coder) {
-    begin_byte(lane, weights);
+    begin_byte<Mix>(lane, weights);
     for (int i = 0; i < 8; ++i) {
-      if (i == 4) begin_nibble(partial_);
+      if (i == 4) begin_nibble<Mix>(partial_);
       begin_bit<Mix>(i);
       if (!sure_ && !found_) find_buckets(lane, i);
       const int bit = coder.code(i, sure_ ? sure_p1() : predict<Mix>(i));
@@ -303,6 +303,7 @@ class Engine final : public MixerEngine {
     return h ^ h >> 15;
   }
 
+  template <class Mix>
   void begin_byte(size_t lane, const uint32_t* weights) {
     const Lane& state = lanes_[lane];
     partial_ = 1;
@@ -327,8 +328,11 @@ class Engine final : public MixerEngine {
     variant_ = (variant_ + 5) % BitHistory::kVariants;
     hashes_[lane][kContexts - 1] =
         context_hash<Context::kExpected>(state, past_, match_.lanes[lane]);
-    if constexpr (kNetwork) begin_network(weights);
-    begin_nibble(0);
+    if constexpr (kNetwork) {
+      network_ = weights;
+      Mix::groups(weights, &network_sums_[16]);
+    }
+    begin_nibble<Mix>(0);
   }
 
   void prefetch_buckets(size_t lane, uint32_t partial) const {
@@ -352,7 +356,8 @@ class Engine final : public MixerEngine {
   // Of the nibbles that a byte can begin and go on with.
   static uint32_t nibble_number(uint32_t partial) { return partial == 0 ? 0 : partial - 15; }
 
-  // The refinements' contexts at node 0 of the nibble.
+  // The refinements' contexts at node 0 of the nibble, and what the network says of its nodes.
+  template <class Mix>
   void begin_nibble(uint32_t partial) {
     found_ = false;
     const auto last_of = [&](uint32_t byte) {
@@ -365,8 +370,12 @@ class Engine final : public MixerEngine {
     apm1_.prefetch(nibble_.likely + 1);
     apm2_.prefetch(nibble_.pair + 1);
     if constexpr (kNetwork) {
-      network_apm1_.prefetch(nibble_.last + 1);
-      network_apm2_.prefetch(nibble_.order3 + 1);
+      if (partial != 0) {
+        for (size_t i = 0; i < 16; ++i)
+          network_sums_[16 + i] = network_[16 * (partial - 16) + i] >> kWeightShift;
+      }
+      Mix::nodes(network_sums_, network_nodes_);
+      prefetch_refined(1);
     }
   }
 
@@ -380,8 +389,8 @@ class Engine final : public MixerEngine {
     if (kAblation && long_match_off_) long_match_.expected = 0;
     if constexpr (kNetwork) {
       predict_network<Mix>();
-      const auto [first, second] = inputs_.extra[kRefinedPair];
       const bool one = network_stretched_ > 0;
+      const auto [first, second] = inputs_.extra[kRefinedPair];
       const int least = one ? std::min({network_stretched_, int{first}, int{second}})
                             : -std::max({network_stretched_, int{first}, int{second}});
       sure_ = least >= kSure && (match_.expected == 0 || (match_.bit != 0) == one);
@@ -427,38 +436,23 @@ class Engine final : public MixerEngine {
     }
   }
 
-  // Sums of the weights fit 32 bits without their lowest 8, which say nothing of 22.
-  static uint32_t sum_weights(const uint32_t* weights, size_t n) {
-    uint32_t sum = 0;
-    for (size_t i = 0; i < n; ++i) sum += weights[i] >> 8;
-    return sum;
-  }
-
-  void begin_network(const uint32_t* weights) {
-    network_ = weights;
-    network_sum_ = sum_weights(weights, 256);
-  }
-
-  // How many bytes the next bit decides about on each side.
-  size_t network_half_size() const { return size_t{128} >> (31 - std::countl_zero(partial_)); }
-
   template <class Mix>
   void predict_network() {
-    const size_t half = network_half_size();
-    network_upper_ = sum_weights(network_ + half, half);
-    uint32_t p = kProbOne / 2;
-    if (network_sum_ != 0)
-      p = static_cast<uint32_t>((uint64_t{network_upper_} << kProbBits) / network_sum_);
-    p = std::min(p, uint32_t{kProbOne - 1});
-    network_stretched_ = Mix::stretch_two(p, p).stretched;
-    inputs_.extra[kNetworkPair] = {static_cast<int16_t>(network_stretched_),
-                                   static_cast<int16_t>(linear(p))};
+    network_stretched_ = network_nodes_[node_];
+    inputs_.extra[kNetworkPair] = {
+        static_cast<int16_t>(network_stretched_),
+        static_cast<int16_t>(linear(static_cast<uint32_t>(squash(network_stretched_))))};
     refined_ = {network_apm1_.refine(network_stretched_, nibble_.last + node_),
                 network_apm2_.refine(network_stretched_, nibble_.order3 + node_)};
-    network_apm1_.prefetch_two(nibble_.last + 2 * node_);
-    network_apm2_.prefetch_two(nibble_.order3 + 2 * node_);
     inputs_.extra[kRefinedPair] = Mix::stretch_two(refined_[0], refined_[1]);
     if (kAblation && network_apm_off_) inputs_.extra[kRefinedPair] = {};
+    prefetch_refined(2 * node_ % 16);
+    prefetch_refined((2 * node_ + 1) % 16);
+  }
+
+  void prefetch_refined(size_t node) const {
+    network_apm1_.prefetch(nibble_.last + node);
+    network_apm2_.prefetch(nibble_.order3 + node);
   }
 
   // What the match says of the network's opinion: nothing, the same or the opposite, by its length.
@@ -512,9 +506,8 @@ class Engine final : public MixerEngine {
   }
 
   void learn_network(int bit) {
-    if (bit) network_ += network_half_size();
-    network_sum_ = bit ? network_upper_ : network_sum_ - network_upper_;
-    for (Apm* apm : {&network_apm1_, &network_apm2_}) apm->update(bit, kApmLimit);
+    network_apm1_.update(bit, kApmLimit);
+    network_apm2_.update(bit, kApmLimit);
   }
 
   // Every set learns from its own error; the final weights from that of the whole.
@@ -573,12 +566,12 @@ class Engine final : public MixerEngine {
     size_t likely, last, pair, order3;
   } nibble_{};
   std::array<uint8_t*, kSlots> buckets_{};
-  bool found_ = false;                 // the buckets of this nibble
-  const uint32_t* network_ = nullptr;  // the weights that are left to decide between
-  uint32_t network_sum_ = 0;
+  bool found_ = false;                                   // the buckets of this nibble
+  const uint32_t* network_ = nullptr;                    // its 256 weights
+  alignas(32) std::array<uint32_t, 32> network_sums_{};  // of the nibble's nodes and leaves
+  alignas(32) std::array<int32_t, 16> network_nodes_{};  // their stretched probabilities
 
   // Of the bit being coded.
-  uint32_t network_upper_ = 0;
   int network_stretched_ = 0;
   std::array<uint32_t, 2> refined_{};  // probabilities
   bool sure_ = false;

@@ -56,9 +56,12 @@ def log2(n: int) -> int:
     return (e << 15) + m + ((hump * bend + 16384) >> 15)
 
 
+def stretch_ratio(a: int, b: int) -> int:
+    return limit_stretch(((log2(a) - log2(b)) * 2839 + 262144) >> 19)
+
+
 def stretch(p: int) -> int:
-    ratio = log2(2 * p + 1) - log2(2 * ONE - 2 * p - 1)
-    return limit_stretch((ratio * 2839 + 262144) >> 19)
+    return stretch_ratio(2 * p + 1, 2 * ONE - 2 * p - 1)
 
 
 def linear(p: int) -> int:
@@ -615,6 +618,17 @@ class Matcher:
             self.map[self.trust].learn(int(bit == self.bit), 1023)
 
 
+def network_opinion(weights: Any, partial: int, i: int) -> int:
+    def total(first: int, n: int) -> int:
+        return sum(int(w) >> 10 for w in weights[first : first + n])
+
+    first, half = partial << (8 - i) & 255, 128 >> i
+    nibble = total(0, 256) if i < 4 else total(first & 0xF0, 16)
+    shift = max(0, nibble.bit_length() - 23)
+    lower, upper = (2 * (total(at, half) >> shift) + 1 for at in (first, first + half))
+    return stretch_ratio(upper, lower)
+
+
 class Mixer:
     def __init__(self, profile: str, log2_memory: int, n: int, lanes: int, network: bool) -> None:
         self.contexts, self.sampled = PROFILES[profile], profile == "sample"
@@ -714,23 +728,15 @@ class Mixer:
         self.sure, self.network_inputs = False, list[int]()
         if not self.network:
             return
-        p = self.network_p(weights, partial, i)
-        self.z = stretch(p)
+        self.z = network_opinion(weights, partial, i)
         self.refined = [
             self.n1.refine(self.z, beside(c1)), self.n2.refine(self.z, hashed(lane.number(3))),
         ]  # fmt: skip
-        self.network_inputs = [self.z, linear(p), *map(stretch, self.refined)]
+        self.network_inputs = [self.z, linear(squash(self.z)), *map(stretch, self.refined)]
         sign = 1 if self.z > 0 else -1
         opinions = [self.z, *map(stretch, self.refined)]
         agreed = self.matchers[0].bit in (None, int(self.z > 0))
         self.sure = agreed and all(sign * x >= 1536 for x in opinions)
-
-    def network_p(self, weights: Any, partial: int, i: int) -> int:
-        first = partial << (8 - i) & 255
-        half = 128 >> i
-        upper = sum(int(w) >> 8 for w in weights[first + half : first + 2 * half])
-        total = upper + sum(int(w) >> 8 for w in weights[first : first + half])
-        return min(ONE * upper // total, ONE - 1) if total else ONE // 2
 
     def predict(self, buckets: list[list[int]], partial: int, node: int, i: int) -> int:
         self.histories = [bucket[node] for bucket in buckets]

@@ -173,9 +173,9 @@ _STRONG = ((METHOD_NETWORK_MIXER, STRONG), *_MIXERS)
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("fast", _MIXERS, 24, 8 << 20, 1),
-        Preset("default", _STRONG, 24, 8 << 20, 16),
-        Preset("best", _STRONG, 26, 16 << 20, 2),
+        Preset("fast", _MIXERS, 26, 8 << 20, 1),
+        Preset("default", _STRONG, 26, 8 << 20, 16),
+        Preset("best", _STRONG, 27, 16 << 20, 2),
         Preset("network", ((METHOD_NETWORK, 0),), 0, 4 << 20, 16),  # for measuring
         Preset("order0", ((METHOD_ORDER0, 0),), 0, 1 << 20, 1),  # for tests
     )

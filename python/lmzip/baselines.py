@@ -13,8 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from lmzip.errors import CorruptError, LmzipError
+
+if TYPE_CHECKING:
+    from lmzip.models import ModelInfo
 
 PNG_WIDTH = 64  # the paper's patches are 32 x 64
 FLAC_RATE = 16000
@@ -35,6 +39,8 @@ class Compressor:
     header: int = 0  # bytes that every chunk starts with, whatever is in it
     model_bytes: int = 0
     parameters: int = 0
+    model_id: str = ""  # first digits of the SHA-256 of the model's file
+    batch: int = 256  # chunks to pass at once: enough for speed, few enough for a progress line
 
 
 def _each(compress: Callable[[bytes], bytes]) -> Callable[[Sequence[bytes]], list[bytes]]:
@@ -133,15 +139,20 @@ def named(name: str) -> Compressor:
 def _preset(name: str) -> Compressor:
     from lmzip import compress, decompress, models
 
-    model = models.default()
+    model = models.default() if name != "fast" else None
     return Compressor(
         name,
         _each(lambda data: compress(data, preset=name)),
         _restore_each(lambda blob, _: decompress(blob)),
         len(compress(b"", preset=name)),
-        model.size if model and name != "fast" else 0,
-        model.parameters if model and name != "fast" else 0,
+        model.size if model else 0,
+        model.parameters if model else 0,
+        _short_id(model) if model else "",
     )
+
+
+def _short_id(model: "ModelInfo") -> str:
+    return model.id.hex()[:16]
 
 
 def _model(name: str) -> Compressor:
@@ -151,11 +162,14 @@ def _model(name: str) -> Compressor:
 
     info = models.find(name)
     codec = Codecs(model=info).for_preset(preset_named("network"))[0]
+    # The lanes of a frame of tokens share what they have seen (docs/format.md, method 5), so there
+    # each chunk is a frame.
+    lanes = 1 if info.is_token_model else MAX_LANES
 
     def runs(sizes: Sequence[int]) -> list[slice]:
         """Chunks of one size go through the model together, as the lanes of a frame."""
         cuts = [i for i, (a, b) in enumerate(itertools.pairwise(sizes), 1) if a != b]
-        bounds = sorted({*range(0, len(sizes), MAX_LANES), *cuts, len(sizes)})
+        bounds = sorted({*range(0, len(sizes), lanes), *cuts, len(sizes)})
         return [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
     def chunks(data: Sequence[bytes]) -> list[bytes]:
@@ -173,4 +187,13 @@ def _model(name: str) -> Compressor:
             out += [raw[i : i + size] for i in range(0, len(raw), size)]
         return out
 
-    return Compressor(info.name, chunks, restore, 0, info.size, info.parameters)
+    return Compressor(
+        info.name,
+        chunks,
+        restore,
+        0,
+        info.size,
+        info.parameters,
+        _short_id(info),
+        batch=4 if info.is_token_model else 1024,
+    )

@@ -41,9 +41,9 @@ CLASSICAL = ("gzip", "lzma", "png", "flac")
 UNSEEN = 90_000_000  # of enwik8, from here on
 OTHERS = 1 << 21  # bytes of the sets that are no text: what there is of them
 FIGURE4 = 1 << 17  # bytes of each set
-DRAWN = 768  # bytes of a continuation: twelve rows
 
 
+@cache
 def unxz(name: str) -> bytes:
     return lzma.decompress((OPEN / f"{name}.xz").read_bytes())
 
@@ -104,18 +104,20 @@ def model_names(args: argparse.Namespace) -> list[str]:
 
 
 def table1(args: argparse.Namespace) -> None:
+    """Rows of the cheap compressors first."""
     table = results(args, "table1")
-    for data in sets(args):
-        for name in CLASSICAL:
-            for chunk in (CHUNK, 0):
+    wanted = [
+        *((name, chunk) for name in CLASSICAL for chunk in (CHUNK, 0)),
+        *((name, CHUNK) for name in model_names(args)),
+        *((preset, 0) for preset in ("fast", "default")),
+    ]
+    for name, chunk in wanted:
+        if not args.only or Path(name).stem in args.only:
+            for data in sets(args):
                 row(table, data, name, chunk)
-        for name in model_names(args):
-            row(table, data, name, CHUNK)
-        for preset in ("fast", "default"):
-            row(table, data, preset, 0)
-        sample = Data(f"{data.name}, sample", data.raw[: args.sample])
-        for name in args.pretrained:
-            row(table, sample, name, CHUNK)
+    for name in args.pretrained:
+        for data in sets(args):
+            row(table, Data(f"{data.name}, sample", data.raw[: args.sample]), name, CHUNK)
 
 
 def table2(args: argparse.Namespace) -> None:
@@ -257,21 +259,23 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def generation(args: argparse.Namespace) -> None:
-    """1948 bytes of context and 100 drawn for text, as the paper; rows of pictures; speech."""
+    """1948 bytes of context and 100 drawn for text, as in the paper; rows of pictures; speech."""
     kept = Continuations(args.results / "paper_generation.csv")
     classical = ["gzip", "lzma"]
     prompt = text(args.text).raw[:1948]
     say(f"context ends: {prompt[-200:].decode('utf-8', 'replace')!r}")
     for name in [*classical, *model_names(args), *args.pretrained]:
         for temperature in (1.0,) if name in classical else (1.0, 0.5):
-            made = kept.get(name, prompt, 100, temperature)
+            made = kept.get(name, prompt, min(100, args.drawn), temperature)
             shown = made.data.decode("utf-8", "replace")
             say(f"{made.by}, temperature {temperature}: {shown!r}")
-    drawers = [*classical, *args.drawer, *model_names(args)]
-    count = min(DRAWN, args.limit)
     plt = pyplot()
-    save(args, continuations.pictures(plt, kept, unxz, drawers, count), "paper_images")
-    save(args, continuations.speech(plt, kept, unxz, drawers, count), "paper_speech")
+    for draw, own, name in (
+        (continuations.pictures, "png", "paper_images"),
+        (continuations.speech, "flac", "paper_speech"),
+    ):
+        drawers = [*classical, own, *model_names(args)]
+        save(args, draw(plt, kept, unxz, drawers, args.drawn), name)
 
 
 # ---- what all share -------------------------------------------------------------------------
@@ -310,14 +314,13 @@ def main() -> None:
     parser.add_argument("what", choices=[*what, "all"])
     parser.add_argument("--limit", type=int, default=10_000_000, help="bytes of each set")
     parser.add_argument("--text", type=Path, help="in place of the end of enwik8")
+    parser.add_argument("--only", action="append", help="table1: this compressor; repeatable")
     parser.add_argument("--model", action="append", default=[], help="one more model; repeatable")
     parser.add_argument(
         "--pretrained", action="append", default=[], help="a model of tokens; on --sample bytes"
     )
     parser.add_argument("--sample", type=int, default=1 << 16, help="for what is slow")
-    parser.add_argument(
-        "--drawer", action="append", default=[], help="generation by one more compressor"
-    )
+    parser.add_argument("--drawn", type=int, default=768, help="bytes of a picture's continuation")
     parser.add_argument("--vocabulary", type=int, action="append", help="table2; repeatable")
     parser.add_argument("--train-bytes", type=int, default=4_000_000, help="table2")
     parser.add_argument("--train-text", type=Path, help="table2: in place of enwik8's beginning")

@@ -2,13 +2,14 @@
 
 gzip and LZMA2 are of the standard library; PNG needs Pillow, FLAC needs soundfile (libsndfile),
 both of the extra `eval`.  PNG and FLAC take any bytes, as in Delétang et al. 2023: as the rows of
-a grayscale picture 64 wide, and as signed 8-bit samples at 16 kHz.
+a grayscale picture about as wide as high, and as signed 8-bit samples at 16 kHz.
 """
 
 import gzip
 import io
 import itertools
 import lzma
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,7 +21,7 @@ from lmzip.errors import CorruptError, LmzipError
 if TYPE_CHECKING:
     from lmzip.models import ModelInfo
 
-PNG_WIDTH = 64  # the paper's patches are 32 x 64
+PNG_WIDTH = 64  # of the paper's patches; other widths are multiples of it
 FLAC_RATE = 16000
 
 
@@ -63,13 +64,13 @@ def classical(
 
 
 def _png(data: bytes) -> bytes:
+    """A picture that is about square, as in the paper's code, in whole rows of PNG_WIDTH."""
     image = _library("PIL.Image")
-    height = -(-len(data) // PNG_WIDTH)
+    width = PNG_WIDTH * max(1, round(math.sqrt(len(data)) / PNG_WIDTH))
+    height = max(1, -(-len(data) // width))
     out = io.BytesIO()
-    padded = data.ljust(height * PNG_WIDTH, b"\0")
-    image.frombytes("L", (PNG_WIDTH, max(height, 1)), padded or bytes(PNG_WIDTH)).save(
-        out, "PNG", optimize=True
-    )
+    padded = data.ljust(height * width, b"\0")
+    image.frombytes("L", (width, height), padded).save(out, "PNG", optimize=True)
     return out.getvalue()
 
 

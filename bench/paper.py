@@ -176,7 +176,7 @@ def figure2(args: argparse.Namespace) -> None:
         title=f"{name}, chunks of {CHUNK} bytes; a star: the best size",
         ylim=(min(raw) / 1.35, None),
     )
-    plain_ticks(axis.yaxis)
+    plain_ticks(axis.yaxis, (1, 2, 5))
     axis.grid(alpha=0.3, which="both")
     axis.legend(fontsize=8)
     save(args, figure, "paper_figure2")
@@ -291,11 +291,11 @@ def pyplot() -> Any:
     return plt
 
 
-def plain_ticks(axis: Any) -> None:
-    """20 and not 2 x 10^1 on a logarithmic axis."""
+def plain_ticks(axis: Any, steps: tuple[int, ...] = (1,)) -> None:
+    """100 and not 10^2 on a logarithmic axis."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator
 
-    axis.set_major_locator(LogLocator(10, (1, 2, 5)))
+    axis.set_major_locator(LogLocator(10, steps))
     axis.set_major_formatter(FormatStrFormatter("%g"))
     axis.set_minor_formatter("")
 
@@ -320,7 +320,7 @@ def main() -> None:
         "--pretrained", action="append", default=[], help="a model of tokens; on --sample bytes"
     )
     parser.add_argument("--sample", type=int, default=1 << 16, help="for what is slow")
-    parser.add_argument("--drawn", type=int, default=768, help="bytes of a picture's continuation")
+    parser.add_argument("--drawn", type=int, default=512, help="bytes of a picture's continuation")
     parser.add_argument("--vocabulary", type=int, action="append", help="table2; repeatable")
     parser.add_argument("--train-bytes", type=int, default=4_000_000, help="table2")
     parser.add_argument("--train-text", type=Path, help="table2: in place of enwik8's beginning")

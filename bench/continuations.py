@@ -101,9 +101,8 @@ def pictures(
             rows = np.frombuffer(both, np.uint8).reshape(-1, WIDTH)
             axis.imshow(rows, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axis.axhline(CONTEXT // WIDTH - 0.5, color="C3", linewidth=0.8)
-            axis.set(xticks=[], yticks=[])
-            if line is axes[0]:
-                axis.set_title(part.by, fontsize=8)
+            axis.set(xticks=[], yticks=[], title=part.by)
+            axis.title.set_fontsize(8)
     return figure
 
 
@@ -143,10 +142,9 @@ def speech(
             axis.plot(np.arange(-len(before), 0) / 16, before, color="gray", linewidth=0.7)
             axis.plot(np.arange(len(after)) / 16, after, color="C3", linewidth=0.7)
             axis.grid(alpha=0.3)
-            if column is axes.T[0]:
-                axis.set_ylabel(part.by, fontsize=8, rotation=0, ha="right", va="center")
+            axis.set_title(part.by, fontsize=8, loc="left", pad=2)
         column[-1].set_xlabel("ms from the end of what was given")
-        column[0].set_title(f"LibriSpeech {recording}, 8-bit samples", fontsize=9)
+        column[0].set_title(f"original: LibriSpeech {recording}", fontsize=8, loc="left", pad=2)
     return figure
 
 

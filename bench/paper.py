@@ -116,8 +116,9 @@ def table1(args: argparse.Namespace) -> None:
             for data in sets(args):
                 row(table, data, name, chunk)
     for name in args.pretrained:
-        for data in sets(args):
-            row(table, Data(f"{data.name}, sample", data.raw[: args.sample]), name, CHUNK)
+        for i, data in enumerate(sets(args)):
+            size = args.sample // (4 if i else 1)  # of what is no text, a token is mostly one byte
+            row(table, Data(f"{data.name}, sample", data.raw[:size]), name, CHUNK)
 
 
 def table2(args: argparse.Namespace) -> None:
@@ -274,7 +275,7 @@ def generation(args: argparse.Namespace) -> None:
         (continuations.pictures, "png", "paper_images"),
         (continuations.speech, "flac", "paper_speech"),
     ):
-        drawers = [*classical, own, *model_names(args)]
+        drawers = ["gzip", own, *model_names(args)]
         save(args, draw(plt, kept, unxz, drawers, args.drawn), name)
 
 

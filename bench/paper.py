@@ -154,6 +154,8 @@ def figure2(args: argparse.Namespace) -> None:
         if r["data"] == name and r["chunk"] == str(CHUNK) and int(r["parameters"])
     ]
     found.sort(key=lambda r: int(r["parameters"]))
+    from matplotlib.ticker import EngFormatter
+
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     sizes = [int(r["parameters"]) for r in found]
@@ -177,7 +179,10 @@ def figure2(args: argparse.Namespace) -> None:
         title=f"{name}, chunks of {CHUNK} bytes; a star: the best size",
         ylim=(min(raw) / 1.35, None),
     )
-    plain_ticks(axis.yaxis, (1, 2, 5))
+    for one in (axis.xaxis, axis.yaxis):
+        plain_ticks(one, (1, 2, 5))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.margins(x=0.12)
     axis.grid(alpha=0.3, which="both")
     axis.legend(fontsize=8)
     save(args, figure, "paper_figure2")

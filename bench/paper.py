@@ -73,7 +73,7 @@ def results(args: argparse.Namespace, name: str, **more: Any) -> Results:
         "device": device(),
         "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", "bench/paper.py", *sys.argv[1:]]),
+        "command": " ".join(["python bench/paper.py", *(Path(a).name for a in sys.argv[1:])]),
     }
     return Results(args.results / f"paper_{name}.csv", more | provenance)
 

@@ -1,61 +1,81 @@
 """Tables and figures of Delétang et al. 2023 from decoded files; docs/paper.md tells what they say.
 
-    python bench/paper.py table1     rates of every compressor on every set
-    python bench/paper.py figure4    rate against the length of the chunks
-    python bench/paper.py pareto     rate against speed, from table1's rows
-    python bench/paper.py generation continuations of a text, section 3.4
+    python bench/paper.py table1      rates of every compressor on every set
+    python bench/paper.py table2      tokens instead of bytes: trains small models
+    python bench/paper.py figure2     adjusted rate against model size, from table1's rows
+    python bench/paper.py figure4     rate against the length of the chunks
+    python bench/paper.py generation  continuations of a text, pictures and speech, section 3.4
+    python bench/paper.py pareto      rate against speed, from the rows of open_set.py
+    python bench/paper.py all
 
-Rows go to bench/results/paper_*.csv, pictures to docs/.  What a results file has is not measured
-again.  --enwik9 FILE takes the paper's own text; without it, the end of enwik8 stands for it, of
-which nothing was trained on.  --limit bounds the bytes of each set.
+Rows go to bench/results/paper_*.csv, pictures to docs/ (--results, --docs).  What a results file
+has of the same data and the same model is not measured again, so a run can be stopped and goes on.
+--text FILE takes the paper's own text (enwik9) or any other; without it, the last ten million bytes
+of enwik8, of which nothing was trained on.  --limit bounds the bytes of each set.
 """
 
 import argparse
+import csv
 import lzma
 import os
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import continuations
 from conftest import commit, device
-from lmzip import baselines, generate, models
+from continuations import Continuations
+from lmzip import baselines, models
 from lmzip.evaluate import Data, Results, measure
 
 ROOT = Path(__file__).resolve().parents[1]
 OPEN = Path(os.environ.get("LMZIP_DATA", ROOT.parent / "shared" / "data")) / "open"
-RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs"
+PAPER_MODELS = ROOT / "bench" / "models"
 CHUNK = 2048
 CLASSICAL = ("gzip", "lzma", "png", "flac")
-UNSEEN = 95_000_000  # of enwik8, from here on
+UNSEEN = 90_000_000  # of enwik8, from here on
+OTHERS = 1 << 21  # bytes of the sets that are no text: what there is of them
+FIGURE4 = 1 << 17  # bytes of each set
+
+
+@cache
+def unxz(name: str) -> bytes:
+    return lzma.decompress((OPEN / f"{name}.xz").read_bytes())
+
+
+@cache
+def text(path: Path | None) -> Data:
+    if path is None:
+        return Data("enwik8[90M:]", unxz("enwik8")[UNSEEN:])
+    return Data(path.stem, path.read_bytes())
 
 
 def sets(args: argparse.Namespace) -> Iterator[Data]:
     """The paper's four, each cut to --limit bytes."""
-    if args.enwik9:
-        yield Data("enwik9", args.enwik9.read_bytes()[: args.limit])
-    else:
-        text = lzma.decompress((OPEN / "enwik8.xz").read_bytes())[UNSEEN:]
-        yield Data("enwik8[95M:]", text[: args.limit])
+    whole = text(args.text)
+    yield Data(whole.name, whole.raw[: args.limit])
+    limit = min(args.limit, OTHERS)
     for name, file in (
-        ("ImageNet patches", "lmic/imagenet_gray_32x64.bin.xz"),
-        ("LibriSpeech", "lmic/librispeech_8bit_2048.bin.xz"),
+        ("ImageNet patches", "lmic/imagenet_gray_32x64.bin"),
+        ("LibriSpeech", "lmic/librispeech_8bit_2048.bin"),
     ):
-        yield Data(name, lzma.decompress((OPEN / file).read_bytes())[: args.limit])
-    yield Data("random", np.random.default_rng(0).bytes(args.limit))
+        yield Data(name, unxz(file)[:limit])
+    yield Data("random", np.random.default_rng(0).bytes(limit))
 
 
-def results(name: str) -> Results:
+def results(args: argparse.Namespace, name: str, **more: Any) -> Results:
     provenance = {
         "device": device(),
         "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python bench/paper.py", *(Path(a).name for a in sys.argv[1:])]),
     }
-    return Results(RESULTS / f"paper_{name}.csv", provenance)
+    return Results(args.results / f"paper_{name}.csv", more | provenance)
 
 
 def row(table: Results, data: Data, name: str, chunk: int) -> dict[str, Any]:
@@ -64,84 +84,207 @@ def row(table: Results, data: Data, name: str, chunk: int) -> dict[str, Any]:
     if found is None:
         found = measure(data, compressor, chunk, progress=True)
         table.add(found)
-        print(f"{data.name}: {name}, chunk {chunk or 'whole'}: {found['rate_percent']} %")
+        say(f"{data.name}: {compressor.name}, {chunk or 'whole'}: {found['rate_percent']} %")
     return found
 
 
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
 def model_names(args: argparse.Namespace) -> list[str]:
-    """The bundled model, and those given."""
+    """Models of bytes: the paper's sizes, the bundled one, those given."""
     default = models.default()
-    return [*([str(default.path)] if default else []), *args.model]
+    sizes = sorted(map(models.read, PAPER_MODELS.glob("*.safetensors")), key=lambda m: m.parameters)
+    found = [*(m.path for m in sizes), *([default.path] if default else []), *args.model]
+    return list(map(str, found))
+
+
+# ---- tables ---------------------------------------------------------------------------------
 
 
 def table1(args: argparse.Namespace) -> None:
-    table = results("table1")
-    for data in sets(args):
-        for name in CLASSICAL:
-            for chunk in (CHUNK, 0):
+    """Rows of the cheap compressors first."""
+    table = results(args, "table1")
+    wanted = [
+        *((name, chunk) for name in CLASSICAL for chunk in (CHUNK, 0)),
+        *((name, CHUNK) for name in model_names(args)),
+        *((preset, 0) for preset in ("fast", "default")),
+    ]
+    for name, chunk in wanted:
+        if not args.only or Path(name).stem in args.only:
+            for data in sets(args):
                 row(table, data, name, chunk)
-        for name in model_names(args):
-            row(table, data, name, CHUNK)
-        for preset in ("fast", "default"):
-            row(table, data, preset, 0)
+    for name in args.pretrained:
+        for i, data in enumerate(sets(args)):
+            size = args.sample // (4 if i else 1)  # of what is no text, a token is mostly one byte
+            row(table, Data(f"{data.name}, sample", data.raw[:size]), name, CHUNK)
+
+
+def table2(args: argparse.Namespace) -> None:
+    """Models of two sizes on bytes and on BPE tokens, all trained on the same text."""
+    import token_models
+
+    training = args.train_text.read_bytes() if args.train_text else unxz("enwik8")[:UNSEEN]
+    data = next(sets(args))
+    data = Data(data.name, data.raw[: args.sample])
+    for size in token_models.SIZES:
+        for vocabulary in args.vocabulary or [token_models.BYTES, 1000, 2000, 5000, 10000, 20000]:
+            label = "bytes" if vocabulary == token_models.BYTES else f"BPE {vocabulary}"
+            name = f"{size.name}, {label}, {args.train_bytes} bytes seen"
+            known = results(args, "table2")
+            if any(r["compressor"] == name and r["sha256"] == data.sha256 for r in known.rows):
+                continue
+            folder = args.work / name.replace(" ", "_").replace(",", "")
+            folder.mkdir(parents=True, exist_ok=True)
+            notes = token_models.train(training, size, vocabulary, args.train_bytes, folder, name)
+            path = str(folder / "exact.safetensors")
+            row(results(args, "table2", **notes), data, path, CHUNK)
+
+
+# ---- figures --------------------------------------------------------------------------------
+
+
+def figure2(args: argparse.Namespace) -> None:
+    """The rate is measured on the text at hand; the share of the model in more is arithmetic."""
+    name = text(args.text).name
+    found = [
+        r
+        for r in results(args, "table1").rows
+        if r["data"] == name and r["chunk"] == str(CHUNK) and int(r["parameters"])
+    ]
+    found.sort(key=lambda r: int(r["parameters"]))
+    from matplotlib.ticker import EngFormatter
+
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    sizes = [int(r["parameters"]) for r in found]
+    for exponent in (6, 7, 8, 9):
+        rates = [
+            float(r["rate_percent"]) + 100 * int(r["model_bytes"]) / 10**exponent for r in found
+        ]
+        (line,) = axis.loglog(sizes, rates, marker="o", label=f"10$^{exponent}$ bytes of data")
+        best = int(np.argmin(rates))
+        axis.plot(sizes[best], rates[best], "*", markersize=15, color=line.get_color())
+    raw = [float(r["rate_percent"]) for r in found]
+    axis.loglog(sizes, raw, color="gray", linestyle=":", marker=".", label="without the model")
+    for r, x, y in zip(found, sizes, raw, strict=True):
+        axis.annotate(
+            r["compressor"], (x, y), textcoords="offset points", xytext=(0, -12), ha="center",
+            fontsize=8, color="gray",
+        )  # fmt: skip
+    axis.set(
+        xlabel="parameters (a byte each in the file)",
+        ylabel="compressed and model / raw, %",
+        title=f"{name}, chunks of {CHUNK} bytes; a star: the best size",
+        ylim=(min(raw) / 1.35, None),
+    )
+    for one in (axis.xaxis, axis.yaxis):
+        plain_ticks(one, (1, 2, 5))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.margins(x=0.12)
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize=8)
+    save(args, figure, "paper_figure2")
 
 
 def figure4(args: argparse.Namespace) -> None:
-    table = results("figure4")
+    table = results(args, "figure4")
     points: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    names = []
     for data in sets(args):
-        short = Data(data.name, data.raw[: min(args.limit, 1 << 18)])
+        short = Data(data.name, data.raw[: min(args.limit, FIGURE4)])
+        names.append(data.name)
         for name in ("gzip", "lzma", *model_names(args)):
-            for log2 in range(6, 13):
+            for log2 in range(6, 14):
                 found = row(table, short, name, 1 << log2)
-                label = str(found["compressor"])
-                points.setdefault((short.name, label), []).append(
+                points.setdefault((data.name, found["compressor"]), []).append(
                     (1 << log2, float(found["rate_percent"]))
                 )
     plt = pyplot()
-    names = [d.name for d in sets(args)]
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(3.6 * len(names), 3.6), layout="constrained"
-    )
+    figure, axes = plt.subplots(1, len(names), figsize=(13, 3.6), layout="constrained")
     for axis, name in zip(axes, names, strict=True):
         for (data_name, label), line in points.items():
             if data_name == name:
-                axis.semilogx(*zip(*line, strict=True), base=2, marker="o", label=label)
-        axis.set(
-            title=name, xlabel="bytes of a chunk", ylabel="compressed / raw, %", ylim=(0, None)
-        )
+                axis.semilogx(*zip(*line, strict=True), base=2, marker=".", label=label)
+        axis.axhline(100, color="gray", linewidth=0.8, linestyle=":")
+        axis.set(title=name, xlabel="bytes of a chunk", ylim=(0, None))
         axis.grid(alpha=0.3)
+    axes[0].set_ylabel("compressed / raw, %")
     axes[0].legend(fontsize=8)
-    save(figure, "paper_figure4")
+    save(args, figure, "paper_figure4")
 
 
 def pareto(args: argparse.Namespace) -> None:
-    del args
+    """All compressors of the machine on a text: rows of bench/open_set.py and pretrained.py."""
     plt = pyplot()
-    figure, axis = plt.subplots(figsize=(6, 4.5), layout="constrained")
-    for found in results("table1").rows:
-        if found["data"] != "enwik8[95M:]":
-            continue
-        label = f"{found['compressor']}, {found['chunk'] if found['chunk'] != '0' else 'whole'}"
-        x, y = float(found["decode_kb_s"]), float(found["bits_per_byte"])
-        axis.plot([x, float(found["encode_kb_s"])], [y, y], color="gray", linewidth=0.8)
-        axis.plot(x, y, "o")
-        axis.annotate(label, (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
+    figure, axis = plt.subplots(figsize=(7, 4.8), layout="constrained")
+    for label, bits, encode, decode in text_rows(args.results):
+        ours = label.startswith(("lmzip", "SmolLM2"))
+        color = "C3" if ours else "C0"
+        if decode:
+            axis.plot([encode, decode], [bits, bits], color=color, linewidth=0.8)
+            axis.plot(decode, bits, "o", color=color, markerfacecolor="white")
+        axis.plot(encode, bits, "o", color=color)
+        axis.annotate(label, (encode, bits), textcoords="offset points", xytext=(6, 4), fontsize=8)
     axis.set(
-        xscale="log", xlabel="KB/s on one core: decoding (dot), line to encoding",
-        ylabel="bits per byte", title="enwik8, bytes from 95,000,000 on",
-    )  # fmt: skip
+        xscale="log",
+        xlabel="KB of text a second of CPU time: compressing (full), decompressing (hollow)",
+        ylabel="bits per byte",
+        title="The last million bytes of enwik8, each as one file",
+    )
+    plain_ticks(axis.xaxis)
+    axis.margins(x=0.15)
     axis.grid(alpha=0.3, which="both")
-    save(figure, "paper_pareto")
+    save(args, figure, "paper_pareto")
+
+
+def text_rows(folder: Path) -> Iterator[tuple[str, float, float, float | None]]:
+    """Label, bits per byte, KB/s of encoding and of decoding where it was measured."""
+    for r in read_rows(folder / "open_set.csv"):
+        if r["file"] == "enwik8[99_000_000:]":
+            raw = int(r["raw"])
+            decode = raw / float(r["decode_s"]) / 1000 if r["decode_s"] else None
+            yield r["codec"], 8 * int(r["bytes"]) / raw, raw / float(r["encode_s"]) / 1000, decode
+    latest = {r["text"]: r for r in read_rows(folder / "pretrained.csv")}.get("enwik8_95M_200K")
+    if latest:
+        yield (
+            f"SmolLM2-135M, {latest['lanes']} lanes (200 KB from 95,000,000)",
+            float(latest["bpb"]),
+            float(latest["encode_kb_per_cpu_s"]),
+            float(latest["decode_kb_per_cpu_s"]),
+        )
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ---- generation: section 3.4 ----------------------------------------------------------------
 
 
 def generation(args: argparse.Namespace) -> None:
-    """1948 bytes of context, 100 sampled, as the paper's Figure 5 on text."""
-    text = next(sets(args)).raw[:1948]
-    print(f"context ends: {text[-200:].decode('utf-8', 'replace')!r}")
-    for name in ("gzip", "lzma", *model_names(args)):
-        drawn = bytes(generate.generate(generate.source(name), text, 100, seed=1))
-        print(f"{Path(name).stem}: {drawn.decode('utf-8', 'replace')!r}")
+    """1948 bytes of context and 100 drawn for text, as in the paper; rows of pictures; speech."""
+    kept = Continuations(args.results / "paper_generation.csv")
+    classical = ["gzip", "lzma"]
+    prompt = text(args.text).raw[:1948]
+    say(f"context ends: {prompt[-200:].decode('utf-8', 'replace')!r}")
+    for name in [*classical, *model_names(args), *args.pretrained]:
+        for temperature in (1.0,) if name in classical else (1.0, 0.5):
+            made = kept.get(name, prompt, min(100, args.drawn), temperature)
+            shown = made.data.decode("utf-8", "replace")
+            say(f"{made.by}, temperature {temperature}: {shown!r}")
+    plt = pyplot()
+    for draw, own, name in (
+        (continuations.pictures, "png", "paper_images"),
+        (continuations.speech, "flac", "paper_speech"),
+    ):
+        drawers = ["gzip", own, *model_names(args)]
+        save(args, draw(plt, kept, unxz, drawers, args.drawn), name)
+
+
+# ---- what all share -------------------------------------------------------------------------
 
 
 def pyplot() -> Any:
@@ -154,22 +297,45 @@ def pyplot() -> Any:
     return plt
 
 
-def save(figure: Any, name: str) -> None:
-    figure.savefig(DOCS / f"{name}.svg", metadata={"Date": None})
-    print(f"wrote docs/{name}.svg")
+def plain_ticks(axis: Any, steps: tuple[int, ...] = (1,)) -> None:
+    """100 and not 10^2 on a logarithmic axis."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator
+
+    axis.set_major_locator(LogLocator(10, steps))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_formatter("")
+
+
+def save(args: argparse.Namespace, figure: Any, name: str) -> None:
+    path = args.docs / f"{name}.svg"
+    figure.savefig(path, metadata={"Date": None})
+    say(f"wrote {path}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    what = {f.__name__: f for f in (table1, figure4, pareto, generation)}
-    parser.add_argument("what", choices=what)
-    parser.add_argument("--limit", type=int, default=2 << 20, help="bytes of each set")
-    parser.add_argument("--enwik9", type=Path)
+    what = {f.__name__: f for f in (table1, table2, figure2, figure4, generation, pareto)}
+    parser.add_argument("what", choices=[*what, "all"])
+    parser.add_argument("--limit", type=int, default=10_000_000, help="bytes of each set")
+    parser.add_argument("--text", type=Path, help="in place of the end of enwik8")
+    parser.add_argument("--only", action="append", help="table1: this compressor; repeatable")
     parser.add_argument("--model", action="append", default=[], help="one more model; repeatable")
+    parser.add_argument(
+        "--pretrained", action="append", default=[], help="a model of tokens; on --sample bytes"
+    )
+    parser.add_argument("--sample", type=int, default=1 << 16, help="for what is slow")
+    parser.add_argument("--drawn", type=int, default=512, help="bytes of a picture's continuation")
+    parser.add_argument("--vocabulary", type=int, action="append", help="table2; repeatable")
+    parser.add_argument("--train-bytes", type=int, default=4_000_000, help="table2")
+    parser.add_argument("--train-text", type=Path, help="table2: in place of enwik8's beginning")
+    parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "paper", help="for models")
     args = parser.parse_args()
-    what[args.what](args)
+    for name in what if args.what == "all" else [args.what]:
+        what[name](args)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,17 @@ import csv
 import doctest
 import io
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmzip import accounting, baselines, cli, evaluate, generate, models
+from lmzip import accounting, baselines, cli, evaluate, generate, llama_model, models
 from lmzip.errors import CorruptError
 from lmzip.evaluate import Data
+from random_llama import random_llama, small_llama
 
 TEXT = b"the cat sat on the mat; the dog sat on the log. " * 60  # 2880 bytes
 
@@ -159,3 +161,39 @@ def test_the_command_writes_the_continuation(tmp_path, monkeypatch):
     assert cli.main([*command, "-o", str(tmp_path / "o")]) == 0
     assert (tmp_path / "o").read_bytes() == b"Once upon a " + out.getvalue()
     assert cli.main([*command, "--temperature", "-1"]) == 1
+
+
+@pytest.fixture
+def tokens_path(tmp_path):
+    pytest.importorskip("tokenizers")
+    model = random_llama(small_llama(), 7)
+    path = tmp_path / "tiny.safetensors"
+    path.write_bytes(llama_model.serialize(model.architecture, model.tensors, {"name": "tiny"}))
+    return str(path)
+
+
+def test_a_model_of_tokens_draws_those_that_have_bytes(tokens_path):
+    """The last token is cut where the bytes end."""
+    of = generate.source(tokens_path)
+    of.feed(b"the tea at ten, \xff")  # no token spells the last byte
+    muted = [not token for token in llama_model.parse(Path(tokens_path).read_bytes()).tokens]
+    p = of.probabilities()
+    assert any(muted)
+    assert p[muted].max() == 0
+    assert p.sum() == pytest.approx(1)
+    one, two = (
+        bytes(generate.generate(generate.source(tokens_path), b"the tea ", 11, seed=seed))
+        for seed in (1, 2)
+    )
+    assert len(one) == len(two) == 11
+    assert one != two
+
+
+def test_chunks_of_a_model_of_tokens_know_nothing_of_each_other(tokens_path):
+    """The lanes of one frame would: its guesses are shared (docs/format.md, method 5)."""
+    compressor = baselines.named(tokens_path)
+    first = b"the tea at ten, then the neat tan ant ate at a tee " * 4
+    second = b"0123456789" * 2 + first[:-20]  # finds in the first what it says later
+    blobs = compressor.chunks([first, second])
+    assert blobs == compressor.chunks([first]) + compressor.chunks([second])
+    assert compressor.restore(blobs, [len(first)] * 2) == [first, second]

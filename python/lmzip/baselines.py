@@ -2,21 +2,26 @@
 
 gzip and LZMA2 are of the standard library; PNG needs Pillow, FLAC needs soundfile (libsndfile),
 both of the extra `eval`.  PNG and FLAC take any bytes, as in Delétang et al. 2023: as the rows of
-a grayscale picture 64 wide, and as signed 8-bit samples at 16 kHz.
+a grayscale picture about as wide as high, and as signed 8-bit samples at 16 kHz.
 """
 
 import gzip
 import io
 import itertools
 import lzma
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from lmzip.errors import CorruptError, LmzipError
 
-PNG_WIDTH = 64  # the paper's patches are 32 x 64
+if TYPE_CHECKING:
+    from lmzip.models import ModelInfo
+
+PNG_WIDTH = 64  # of the paper's patches; other widths are multiples of it
 FLAC_RATE = 16000
 
 
@@ -35,6 +40,8 @@ class Compressor:
     header: int = 0  # bytes that every chunk starts with, whatever is in it
     model_bytes: int = 0
     parameters: int = 0
+    model_id: str = ""  # first digits of the SHA-256 of the model's file
+    batch: int = 256  # chunks to pass at once: enough for speed, few enough for a progress line
 
 
 def _each(compress: Callable[[bytes], bytes]) -> Callable[[Sequence[bytes]], list[bytes]]:
@@ -57,13 +64,13 @@ def classical(
 
 
 def _png(data: bytes) -> bytes:
+    """A picture that is about square, as in the paper's code, in whole rows of PNG_WIDTH."""
     image = _library("PIL.Image")
-    height = -(-len(data) // PNG_WIDTH)
+    width = PNG_WIDTH * max(1, round(math.sqrt(len(data)) / PNG_WIDTH))
+    height = max(1, -(-len(data) // width))
     out = io.BytesIO()
-    padded = data.ljust(height * PNG_WIDTH, b"\0")
-    image.frombytes("L", (PNG_WIDTH, max(height, 1)), padded or bytes(PNG_WIDTH)).save(
-        out, "PNG", optimize=True
-    )
+    padded = data.ljust(height * width, b"\0")
+    image.frombytes("L", (width, height), padded).save(out, "PNG", optimize=True)
     return out.getvalue()
 
 
@@ -133,15 +140,20 @@ def named(name: str) -> Compressor:
 def _preset(name: str) -> Compressor:
     from lmzip import compress, decompress, models
 
-    model = models.default()
+    model = models.default() if name != "fast" else None
     return Compressor(
         name,
         _each(lambda data: compress(data, preset=name)),
         _restore_each(lambda blob, _: decompress(blob)),
         len(compress(b"", preset=name)),
-        model.size if model and name != "fast" else 0,
-        model.parameters if model and name != "fast" else 0,
+        model.size if model else 0,
+        model.parameters if model else 0,
+        _short_id(model) if model else "",
     )
+
+
+def _short_id(model: "ModelInfo") -> str:
+    return model.id.hex()[:16]
 
 
 def _model(name: str) -> Compressor:
@@ -151,11 +163,14 @@ def _model(name: str) -> Compressor:
 
     info = models.find(name)
     codec = Codecs(model=info).for_preset(preset_named("network"))[0]
+    # The lanes of a frame of tokens share what they have seen (docs/format.md, method 5), so there
+    # each chunk is a frame.
+    lanes = 1 if info.is_token_model else MAX_LANES
 
     def runs(sizes: Sequence[int]) -> list[slice]:
         """Chunks of one size go through the model together, as the lanes of a frame."""
         cuts = [i for i, (a, b) in enumerate(itertools.pairwise(sizes), 1) if a != b]
-        bounds = sorted({*range(0, len(sizes), MAX_LANES), *cuts, len(sizes)})
+        bounds = sorted({*range(0, len(sizes), lanes), *cuts, len(sizes)})
         return [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
     def chunks(data: Sequence[bytes]) -> list[bytes]:
@@ -173,4 +188,13 @@ def _model(name: str) -> Compressor:
             out += [raw[i : i + size] for i in range(0, len(raw), size)]
         return out
 
-    return Compressor(info.name, chunks, restore, 0, info.size, info.parameters)
+    return Compressor(
+        info.name,
+        chunks,
+        restore,
+        0,
+        info.size,
+        info.parameters,
+        _short_id(info),
+        batch=4 if info.is_token_model else 1024,
+    )

@@ -11,7 +11,6 @@ import hashlib
 import io
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,11 @@ from lmzip.output import AtomicFile
 from lmzip.progress import Progress
 
 CHUNK = 2048
-BATCH = 256  # chunks between two moves of the progress line
-MODEL_BATCH = 1024  # the same for models: lanes of a frame
-KEY = ("sha256", "compressor", "chunk", "model_bytes", "lmzip")
+KEY = ("sha256", "compressor", "chunk", "model", "lmzip")
 COLUMNS = (
     "data", "raw", "chunk", "compressor", "coded", "rate_percent", "adjusted_percent",
     "adjusted_paper_percent", "bits_per_byte", "encode_kb_s", "decode_kb_s", "model_bytes",
-    "parameters", "lmzip", "sha256",
+    "parameters", "model", "lmzip", "sha256",
 )  # fmt: skip
 
 
@@ -63,14 +60,15 @@ def measure(data: Data, compressor: Compressor, chunk: int, *, progress: bool) -
     sizes: list[int] = []
     encode = decode = 0.0
     with Progress(f"{data.name} {compressor.name}", len(data.raw), wanted=progress) as line:
-        for batch in _batches(chunks, compressor):
+        for i in range(0, len(chunks), compressor.batch):
+            batch = chunks[i : i + compressor.batch]
             start = time.process_time()
             blobs = compressor.chunks(batch)
             middle = time.process_time()
             restored = compressor.restore(blobs, [*map(len, batch)])
             decode += time.process_time() - middle
             encode += middle - start
-            if restored != [*batch]:
+            if restored != batch:
                 raise CorruptError(
                     f"{compressor.name} gave other bytes back for {data.name}: not counted"
                 )
@@ -97,16 +95,10 @@ def measure(data: Data, compressor: Compressor, chunk: int, *, progress: bool) -
         "decode_kb_s": f"{raw / max(decode, 1e-9) / 1000:.1f}",
         "model_bytes": compressor.model_bytes,
         "parameters": compressor.parameters,
+        "model": compressor.model_id,
         "lmzip": __version__,
         "sha256": data.sha256,
     }
-
-
-def _batches(chunks: Sequence[bytes], compressor: Compressor) -> Iterator[Sequence[bytes]]:
-    """Models want many lanes at once, the others a progress line that moves."""
-    step = MODEL_BATCH if compressor.parameters else BATCH
-    for i in range(0, len(chunks), step):
-        yield chunks[i : i + step]
 
 
 class Results:
@@ -120,9 +112,7 @@ class Results:
                 self.rows = list(csv.DictReader(file))
 
     def find(self, data: Data, compressor: Compressor, chunk: int) -> dict[str, Any] | None:
-        key = (
-            data.sha256, compressor.name, str(chunk), str(compressor.model_bytes), __version__,
-        )  # fmt: skip
+        key = (data.sha256, compressor.name, str(chunk), compressor.model_id, __version__)
         return next((r for r in self.rows if tuple(str(r.get(k)) for k in KEY) == key), None)
 
     def add(self, row: dict[str, Any]) -> None:

@@ -29,10 +29,13 @@ class GenerationError(LmzipError):
 
 
 class Source(Protocol):
-    """Probabilities of the next byte, (256), after all that was fed."""
+    """Probabilities of the next symbol, after all that was fed; a symbol stands for some bytes."""
 
     def feed(self, data: bytes) -> None: ...
     def probabilities(self) -> Probabilities: ...
+    def take(self, symbol: int) -> bytes:
+        """Feed a symbol; the bytes that it stands for."""
+        ...
 
 
 class CompressorSource:
@@ -52,15 +55,19 @@ class CompressorSource:
         weights = np.exp2(-8.0 * (lengths - lengths.min()))
         return np.asarray(weights / weights.sum())
 
+    def take(self, symbol: int) -> bytes:
+        self.feed(bytes([symbol]))
+        return bytes([symbol])
+
 
 class ModelSource:
-    """A model of lmzip, fed byte by byte; its window is the only limit."""
+    """A model of bytes, fed byte by byte; its window is the only limit."""
 
-    def __init__(self, name: str) -> None:
-        from lmzip import _core, models
+    def __init__(self, path: Path) -> None:
+        from lmzip import _core
         from lmzip.model_file import load
 
-        model = load(models.find(name).path)
+        model = load(path)
         self._engine = _core.Engine(
             _core.ExactModel(model.tensors, model.architecture.to_json()), 1
         )
@@ -72,15 +79,63 @@ class ModelSource:
             self._logits = self._engine.prefill(inputs)[0, -1]
 
     def probabilities(self) -> Probabilities:
-        weights = np.exp2((self._logits - self._logits.max()) / LOGIT_UNIT)
-        return np.asarray(weights / weights.sum())
+        return _softmax(self._logits)
+
+    def take(self, symbol: int) -> bytes:
+        self.feed(bytes([symbol]))
+        return bytes([symbol])
+
+
+class TokenSource:
+    """A pretrained model of tokens.  Those without bytes (special ones) are never drawn."""
+
+    MAX_POSITIONS = 1 << 16
+
+    def __init__(self, path: Path) -> None:
+        from lmzip import _core, llama_model
+        from lmzip.tokenization import Tokenizer
+
+        model = llama_model.parse(path.read_bytes())
+        native = _core.LlamaModel(model.tensors, model.architecture.to_native())
+        self._engine = _core.LlamaEngine(native, 1, self.MAX_POSITIONS)
+        self._tokens, self._tokenizer = model.tokens, Tokenizer(model.tokens, model.tokenizer)
+        self._escape = model.architecture.escape
+        self._mute = np.array([not token for token in model.tokens])
+        self._feed([model.architecture.start])
+
+    def _feed(self, tokens: list[int]) -> None:
+        self._logits = self._engine.feed(np.array([tokens], np.uint32))[0, -1]
+
+    def feed(self, data: bytes) -> None:
+        """Bytes that no token spells become the escape, as the codec writes them."""
+        count = len(self._tokens)
+        tokens = [s if s < count else self._escape for s in self._tokenizer.encode(data)]
+        if tokens:
+            self._feed(tokens)
+
+    def probabilities(self) -> Probabilities:
+        return _softmax(np.where(self._mute, self._logits.min() - (1 << 20), self._logits))
+
+    def take(self, symbol: int) -> bytes:
+        self._feed([symbol])
+        return self._tokens[symbol]
+
+
+def _softmax(logits: npt.NDArray[np.int32]) -> Probabilities:
+    """Of the exact engines' logits."""
+    weights = np.exp2((logits.astype(np.float64) - logits.max()) / LOGIT_UNIT)
+    return np.asarray(weights / weights.sum())
 
 
 def source(name: str) -> Source:
-    """gzip, lzma, png, flac, or a model by name or path."""
-    if name in baselines.names():
+    """gzip, lzma, png, flac, a preset of lmzip, or a model by name or path."""
+    from lmzip import models
+    from lmzip.codec import PRESETS
+
+    if name in baselines.names() or name in PRESETS:
         return CompressorSource(baselines.named(name))
-    return ModelSource(name)
+    info = models.find(name)
+    return TokenSource(info.path) if info.is_token_model else ModelSource(info.path)
 
 
 def generate(
@@ -91,15 +146,16 @@ def generate(
         raise GenerationError(f"temperature {temperature} is below 0")
     random = np.random.default_rng(seed)
     of.feed(prompt)
-    for _ in range(count):
+    while count > 0:
         p = of.probabilities()
         if temperature == 0:
-            byte = int(p.argmax())
+            symbol = int(p.argmax())
         else:
             p = p ** (1 / temperature)
-            byte = int(random.choice(256, p=p / p.sum()))
-        yield byte
-        of.feed(bytes([byte]))
+            symbol = int(random.choice(len(p), p=p / p.sum()))
+        drawn = of.take(symbol)[:count]
+        count -= len(drawn)
+        yield from drawn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +164,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compressor",
         required=True,
         metavar="NAME",
-        help=f"{', '.join(baselines.names())}, or a model by name or path",
+        help=f"{', '.join(baselines.names())}, a preset, or a model by name or path",
     )
     parser.add_argument("--prompt", type=Path, required=True, metavar="FILE", help="- is stdin")
     parser.add_argument("-n", type=int, default=100, metavar="N", help="bytes (%(default)s)")

@@ -1,0 +1,119 @@
+"""bench/paper.py from end to end on small samples: every table and figure, and what a second run
+does not measure again."""
+
+import csv
+import io
+import lzma
+import os
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ALICE = ROOT / "tests" / "data" / "alice29.txt"
+
+
+def store(folder: Path, name: str, data: bytes) -> None:
+    path = folder / "open" / f"{name}.xz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(lzma.compress(data))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Sets of the right shapes: smooth pictures, a tone."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("data")
+    store(folder, "lmic/imagenet_gray_32x64.bin", bytes(range(64)) * 64)
+    tone = np.rint(128 + 40 * np.sin(np.arange(8192) / 9)).astype(np.uint8)
+    store(folder, "lmic/librispeech_8bit_2048.bin", tone.tobytes())
+    picture = io.BytesIO()
+    Image.linear_gradient("L").resize((320, 280)).convert("RGB").save(picture, "PPM")
+    for name in ("kodim23", "kodim15", "kodim19"):
+        store(folder, f"images/{name}.ppm", picture.getvalue())
+    sound = io.BytesIO()
+    with wave.open(sound, "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes((tone.astype("<i2") - 128 << 8).tobytes())
+    for name in ("2033-164914-0000", "1688-142285-0004"):
+        store(folder, f"speech/{name}.wav", sound.getvalue())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """run(what) in a fresh interpreter; the folder of its results and pictures."""
+    folder = tmp_path_factory.mktemp("out")
+    for name in ("open_set", "pretrained"):  # what `pareto` draws
+        source = ROOT / "bench" / "results" / f"{name}.csv"
+        (folder / source.name).write_bytes(source.read_bytes())
+    small = [
+        "--limit",
+        "4096",
+        "--sample",
+        "4096",
+        "--drawn",
+        "8",
+        "--train-bytes",
+        "16384",
+        "--vocabulary",
+        "257",
+    ]
+    small += ["--vocabulary", "257", "--vocabulary", "300"]
+    small += ["--text", ALICE, "--train-text", ALICE]
+    places = ["--results", folder, "--docs", folder, "--work", folder / "work"]
+
+    def go(what: str) -> Path:
+        command = [sys.executable, ROOT / "bench" / "paper.py", what, *small, *places]
+        env = os.environ | {"LMZIP_DATA": str(data), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return folder
+
+    go("all")
+    return go
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_table_and_figure_is_made(run):
+    folder = run("pareto")
+    pictures = {"figure2", "figure4", "images", "speech", "pareto"}
+    assert {p.stem for p in folder.glob("*.svg")} == {f"paper_{name}" for name in pictures}
+    table1 = rows(folder / "paper_table1.csv")
+    assert {r["data"] for r in table1} == {"alice29", "ImageNet patches", "LibriSpeech", "random"}
+    assert {"gzip", "lzma", "png", "flac", "fast", "default", "lmzip-default"} <= {
+        r["compressor"] for r in table1
+    }
+    gradient = {
+        r["compressor"]: int(r["coded"])
+        for r in table1
+        if (r["data"], r["chunk"]) == ("ImageNet patches", "2048")
+    }
+    assert gradient["png"] < gradient["flac"]  # rows that repeat are what PNG is for
+    tokens = rows(folder / "paper_table2.csv")
+    assert [(r["compressor"][:2], r["vocabulary"]) for r in tokens] == [
+        ("64", "257"), ("64", "300"), ("12", "257"), ("12", "300"),
+    ]  # fmt: skip
+    assert float(tokens[1]["bytes_per_token"]) > 1
+    lengths = {int(r["chunk"]) for r in rows(folder / "paper_figure4.csv")}
+    assert lengths == {2**n for n in range(6, 14)}
+    drawn = rows(folder / "paper_generation.csv")
+    assert all(len(r["continuation"]) == 2 * 8 for r in drawn)
+
+
+def test_a_second_run_measures_nothing_again(run):
+    folder = run("pareto")
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    for what in ("table1", "table2", "generation"):
+        run(what)
+    after = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    assert before == after

@@ -65,7 +65,7 @@ constexpr int bent_log2(uint32_t n) {
   return (exponent << kLogBits) + m + round_product(hump, bend);
 }
 
-// 256 ln(a / b), for 0 < a, b < 2^24.
+// 256 ln(a / b), for 0 < a, b < 2^23.
 constexpr int stretch_ratio(uint32_t a, uint32_t b) {
   const int ratio = bent_log2(a) - bent_log2(b);  // below 2^20
   return clamp_stretch((ratio * kLogScale + (1 << (kLogScaleShift - 1))) >> kLogScaleShift);

@@ -29,8 +29,7 @@ namespace lmzip {
 inline constexpr int kWeightBits = 13;                 // of 1.0: weights are within +-4
 inline constexpr int kFinalWeightMax = (1 << 19) - 1;  // just below 8.0; 65536 is 1.0
 inline constexpr size_t kMaxSets = 8;
-// Of the network's weights: what is below says nothing of 22 bits, and is better not believed where
-// all that is likely has been ruled out.
+// Of the network's weights: what is below says nothing of 22 bits.
 inline constexpr int kWeightShift = 10;
 
 // What goes into the mixer for one bit, from kSlots cells and kExtra other pairs.
@@ -118,11 +117,11 @@ struct PortableKernel {
     }
   }
 
-  // Returns by how much sums are shifted to have 23 bits.  [0], of no node, becomes 0.
+  // Returns by how much sums are shifted to have 22 bits, as stretch_ratio() wants.  [0], of no node, becomes 0.
   static int sum_nodes(std::array<uint32_t, 32>& sums) {
     for (size_t n = 15; n > 0; --n) sums[n] = sums[2 * n] + sums[2 * n + 1];
     sums[0] = 0;
-    return std::max(0, static_cast<int>(std::bit_width(sums[1])) - 23);
+    return std::max(0, static_cast<int>(std::bit_width(sums[1])) - 22);
   }
 
   static InputPair stretch_two(uint32_t p, uint32_t q) {

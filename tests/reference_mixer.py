@@ -624,7 +624,7 @@ def network_opinion(weights: Any, partial: int, i: int) -> int:
 
     first, half = partial << (8 - i) & 255, 128 >> i
     nibble = total(0, 256) if i < 4 else total(first & 0xF0, 16)
-    shift = max(0, nibble.bit_length() - 23)
+    shift = max(0, nibble.bit_length() - 22)
     lower, upper = (2 * (total(at, half) >> shift) + 1 for at in (first, first + half))
     return stretch_ratio(upper, lower)
 

@@ -58,6 +58,8 @@ def sample_weights(raw: bytes, seed: int = 0) -> Weights:
         rows[1] = 0
         rows[1, 7] = (1 << 31) - 1  # certain of one byte, and wrong
         rows[2] = (1 << 31) - 1  # uniform, the greatest sum
+        rows[3] = 0
+        rows[3, 128:] = (1 << 31) - 1  # the greatest ratio of sums
     return rows
 
 

@@ -246,7 +246,8 @@ def text_rows(folder: Path) -> Iterator[tuple[str, float, float, float | None]]:
             raw = int(r["raw"])
             decode = raw / float(r["decode_s"]) / 1000 if r["decode_s"] else None
             yield r["codec"], 8 * int(r["bytes"]) / raw, raw / float(r["encode_s"]) / 1000, decode
-    latest = {r["text"]: r for r in read_rows(folder / "pretrained.csv")}.get("enwik8_95M_200K")
+    pretrained = [r for r in read_rows(folder / "pretrained.csv") if r["bpb"]]
+    latest = {r["text"]: r for r in pretrained}.get("enwik8_95M_200K")
     if latest:
         yield (
             f"SmolLM2-135M, {latest['lanes']} lanes (200 KB from 95,000,000)",

@@ -126,6 +126,18 @@ def test_short_texts_go_to_the_network():
         assert model in chosen
 
 
+def test_text_that_the_network_finds_strange_is_no_larger_than_without_it():
+    rng = random.Random(8)
+    words: list[str] = []
+    for _ in range(30):  # words of no language, that change: lanes see each other's too late
+        known = ["".join(rng.choices("qxzvjkwfbg", k=rng.randrange(3, 9))) for _ in range(40)]
+        words += rng.choices(known, k=400)
+    raw = " ".join(words).encode()
+    alone, both = (lmzip.compress(raw, preset=preset) for preset in ("fast", "default"))
+    assert lmzip.decompress(both) == raw
+    assert len(both) <= len(alone) + 60  # the model's name
+
+
 def test_long_dense_runs_become_frames_of_their_own():
     noise, words = os.urandom(700_000), text(700_000)
     blob = compress(words + noise + words, frame_size=4 << 20)

@@ -13,9 +13,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lmzip.codec import BINARY, SAMPLE, Codecs, FrameCodec, frame_memory, lanes_for
+from lmzip.codec import BINARY, SAMPLE, TEXT, Codecs, FrameCodec, frame_memory, lanes_for
 from lmzip.container import (
     METHOD_FLOAT,
+    METHOD_MIXER,
+    METHOD_NETWORK_MIXER,
     METHOD_STORED,
     METHOD_TOKENS,
     MODEL_METHODS,
@@ -36,6 +38,9 @@ TRIAL_SIZE, NETWORK_TRIAL_SIZE, TOKEN_TRIAL_SIZE = 16384, 4096, 2048
 # Cost of a network in the trial, in that of the best without: from where on it has lost, up to
 # where it has won.  Between them whole frames decide: the mixer learns what a network knows.
 NETWORK_LOSES, NETWORK_WINS = 1.1, 0.75
+# Of text the network loses some languages and tables, to a mixer that learns them in one lane.
+NETWORK_WINS_TEXT = 0.8
+SMALL_TEXT = 1 << 16  # below, the trial would take longer than it could gain
 SLOW_METHODS = MODEL_METHODS | {METHOD_FLOAT}
 _CONTROLS = bytes({*range(32), 127} - set(b"\t\n\r\f"))
 _LOW = bytes(range(128))
@@ -162,13 +167,13 @@ def _is_dense(data: bytes, at: int) -> bool:
 
 
 def choose_codecs(data: bytes, codecs: Sequence[FrameCodec]) -> list[FrameCodec]:
-    """Return the first codec for text, none for what the mixer gains nothing on, and otherwise the
-    one or two that may make the frame smallest.
+    """Return the one or two codecs that may make the frame smallest: none for what the mixer gains
+    nothing on; the first for text, unless the network finds it as strange as noise.
 
     The pieces on which they compete are long enough to hold some rows of an image.
     """
     if looks_like_text(data):
-        return [codecs[0]]
+        return _for_text(data, codecs)
     quick = [codec for codec in codecs if codec.method not in SLOW_METHODS]
     slow = [codec for codec in codecs if codec.method in SLOW_METHODS]
     if all(_is_dense(data, at) for at in range(0, len(data), BLOCK_SIZE)):
@@ -186,6 +191,16 @@ def choose_codecs(data: bytes, codecs: Sequence[FrameCodec]) -> list[FrameCodec]
     if ratio > NETWORK_LOSES:
         return [best]
     return [network] if ratio < NETWORK_WINS else [network, best]
+
+
+def _for_text(data: bytes, codecs: Sequence[FrameCodec]) -> list[FrameCodec]:
+    first = codecs[0]
+    mixers = [c for c in codecs if c.method == METHOD_MIXER and c.profile == TEXT]
+    if first.method != METHOD_NETWORK_MIXER or not mixers or len(data) < SMALL_TEXT:
+        return [first]
+    costs = _costs([first, mixers[0]], data)
+    strange = costs[first] > NETWORK_WINS_TEXT * costs[mixers[0]]
+    return [first, mixers[0]] if strange else [first]
 
 
 def _gains(codecs: Sequence[FrameCodec], data: bytes) -> bool:

@@ -117,7 +117,8 @@ struct PortableKernel {
     }
   }
 
-  // Returns by how much sums are shifted to have 22 bits, as stretch_ratio() wants.  [0], of no node, becomes 0.
+  // Returns by how much sums are shifted to have 22 bits, as stretch_ratio() wants.  [0], of no
+  // node, becomes 0.
   static int sum_nodes(std::array<uint32_t, 32>& sums) {
     for (size_t n = 15; n > 0; --n) sums[n] = sums[2 * n] + sums[2 * n + 1];
     sums[0] = 0;

@@ -61,6 +61,13 @@ class Continuations:
             self._write()
         return Continuation(compressor.name, bytes.fromhex(found["continuation"]))
 
+    def beside(
+        self, original: bytes, names: Sequence[str], prompt: bytes, count: int
+    ) -> list[Continuation]:
+        """How it went on, and how each of the names goes on."""
+        drawn = [self.get(name, prompt, count) for name in names]
+        return [Continuation("original", original), *drawn]
+
     def _write(self) -> None:
         out = io.StringIO()
         writer = csv.DictWriter(out, self.COLUMNS, lineterminator="\n")
@@ -94,8 +101,7 @@ def pictures(
     for line, picture in zip(axes, PICTURES, strict=True):
         pixels = patch(read(f"images/{picture}.ppm"))
         prompt = pixels[:CONTEXT]
-        shown = [Continuation("original", pixels[CONTEXT : CONTEXT + count])]
-        shown += [kept.get(name, prompt, count) for name in names]
+        shown = kept.beside(pixels[CONTEXT : CONTEXT + count], names, prompt, count)
         for axis, part in zip(line, shown, strict=True):
             both = (prompt + part.data).ljust(CONTEXT + -(-count // WIDTH) * WIDTH, b"\xff")
             rows = np.frombuffer(both, np.uint8).reshape(-1, WIDTH)
@@ -134,8 +140,7 @@ def speech(
         start = _loudest(samples, CONTEXT + count)
         prompt = samples[start : start + CONTEXT]
         original = samples[start + CONTEXT : start + CONTEXT + count]
-        shown = [Continuation("original", original)]
-        shown += [kept.get(name, prompt, count) for name in names]
+        shown = kept.beside(original, names, prompt, count)
         for axis, part in zip(column, shown, strict=True):
             before = np.frombuffer(prompt[-count:], np.uint8).astype(int) - 128
             after = np.frombuffer(part.data, np.uint8).astype(int) - 128

@@ -5,8 +5,8 @@
 //   mix     the outputs of the sets by the final weights
 //   train   w += (x * step + 2^14) >> 15, kept within 16 bits
 //   learn   the cells of the slots, and their input pairs anew
-//   groups  the sums of each 16 of 256 weights, without their lowest 8 bits, which say nothing of
-//   22 nodes   from the sums at the 16 leaves of a nibble the stretched probability of each node
+//   groups  the sums of each 16 of 256 weights, without their lowest bits
+//   nodes   from the sums at the 16 leaves of a nibble the stretched probability of each node
 //
 // Inputs are within 12 bits and a sign, weights within 15: a pair is below 2^28, the sum of 64
 // shifted ones below 2^29.  |step| < 2^14.
@@ -39,19 +39,17 @@ struct MixInputs {
   static constexpr size_t kPairs = (kSlots + kExtra + 7) / 8 * 8;
   static constexpr size_t kInputs = 2 * kPairs;
 
-  std::array<MixerCell*, kSlots> cells{};              // where the slots' cells are
-  std::array<InputPair, kExtra> extra{};               //
-  alignas(32) std::array<InputPair, kPairs> pairs{};   // gathered: cells, extra, zeros
-  alignas(32) std::array<uint32_t, kPairs> learned{};  // the cells; of no use beyond kSlots
+  std::array<MixerCell*, kSlots> cells{};             // where the slots' cells are
+  std::array<InputPair, kExtra> extra{};              // of what has no cell
+  alignas(32) std::array<InputPair, kPairs> pairs{};  // gathered: cells, extra, zeros
+  alignas(32)
+      std::array<uint32_t, kPairs> learned{};  // the cells, for vectors; of no use beyond kSlots
 };
 
 struct PortableKernel {
   template <class Inputs>
   static void gather(Inputs& inputs) {
-    for (size_t i = 0; i < Inputs::kSlots; ++i) {
-      inputs.pairs[i] = inputs.cells[i]->inputs;
-      inputs.learned[i] = inputs.cells[i]->cell;
-    }
+    for (size_t i = 0; i < Inputs::kSlots; ++i) inputs.pairs[i] = inputs.cells[i]->inputs;
     std::copy_n(inputs.extra.begin(), Inputs::kExtra, inputs.pairs.begin() + Inputs::kSlots);
   }
 

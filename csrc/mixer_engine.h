@@ -123,6 +123,7 @@ class Engine final : public MixerEngine {
                Weights(kNetwork ? 16 * kMatchOpinions * 2 : 1, kInitialWeight)},
         final_sets_(256, 0) {
     for (size_t s = 0; s < kSets; ++s) final_sets_.fill_input(s, 65536 / kSets);
+    inputs_.extra[kConstantPair] = {256, 0};
     past_.bytes.resize(raw_size);
     for (size_t i = 0; i < static_cast<size_t>(lanes); ++i) {
       const size_t begin = std::min(stride_ * i, raw_size);
@@ -375,7 +376,8 @@ class Engine final : public MixerEngine {
           network_sums_[16 + i] = network_[16 * (partial - 16) + i] >> kWeightShift;
       }
       Mix::nodes(network_sums_, network_nodes_);
-      prefetch_refined(1);
+      network_apm1_.prefetch(nibble_.last + 1);
+      network_apm2_.prefetch(nibble_.order3 + 1);
     }
   }
 
@@ -410,7 +412,6 @@ class Engine final : public MixerEngine {
     look_up_slots();
     inputs_.extra[kMatchPair] = match_.inputs();
     inputs_.extra[kLongMatchPair] = long_match_.inputs();
-    inputs_.extra[kConstantPair] = {256, 0};
     Mix::gather(inputs_);
     if (kAblation && !kLinear) {
       for (size_t slot = 0; slot < kSlots; ++slot) inputs_.pairs[slot].linear = 0;
@@ -446,13 +447,8 @@ class Engine final : public MixerEngine {
                 network_apm2_.refine(network_stretched_, nibble_.order3 + node_)};
     inputs_.extra[kRefinedPair] = Mix::stretch_two(refined_[0], refined_[1]);
     if (kAblation && network_apm_off_) inputs_.extra[kRefinedPair] = {};
-    prefetch_refined(2 * node_ % 16);
-    prefetch_refined((2 * node_ + 1) % 16);
-  }
-
-  void prefetch_refined(size_t node) const {
-    network_apm1_.prefetch(nibble_.last + node);
-    network_apm2_.prefetch(nibble_.order3 + node);
+    network_apm1_.prefetch_two(nibble_.last + 2 * node_);
+    network_apm2_.prefetch_two(nibble_.order3 + 2 * node_);
   }
 
   // What the match says of the network's opinion: nothing, the same or the opposite, by its length.

@@ -182,21 +182,11 @@ class Engine {
   uint32_t position_ = 0;
 };
 
-constexpr std::pair<const char*, MixerProfile> kProfiles[] = {
-    {"text", MixerProfile::kText},     {"binary", MixerProfile::kBinary},
-    {"strong", MixerProfile::kStrong}, {"sample", MixerProfile::kSample},
-    {"code", MixerProfile::kCode},
-};
-
 FrameParams frame_params(const std::shared_ptr<ExactModel>& model, int method, int table_bits,
                          size_t threads, const std::string& profile) {
   if (method < 1 || method > 3)
     throw std::invalid_argument("method " + std::to_string(method) + " is not 1, 2 or 3");
-  for (const auto& [name, value] : kProfiles) {
-    if (profile == name)
-      return {static_cast<Method>(method), model.get(), table_bits, value, threads};
-  }
-  throw std::invalid_argument("unknown mixer profile \"" + profile + "\"");
+  return {static_cast<Method>(method), model.get(), table_bits, mixer_profile(profile), threads};
 }
 
 using ModelOrNone = std::optional<std::shared_ptr<ExactModel>>;

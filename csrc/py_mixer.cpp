@@ -27,11 +27,7 @@ constexpr std::pair<const char*, MixerProfile> kProfiles[] = {
 };
 
 MixerParams make_params(const std::string& profile, int log2_memory, bool with_network) {
-  for (const auto& [name, value] : kProfiles) {
-    if (profile == name) return {log2_memory, value, with_network};
-  }
-  throw std::invalid_argument("unknown mixer profile \"" + profile +
-                              "\"; expected text, binary, strong, sample or code");
+  return {log2_memory, mixer_profile(profile), with_network};
 }
 
 // (rows, 256), or nothing without a network.
@@ -216,6 +212,14 @@ py::bytes transformed(const py::buffer& raw, void (*transform)(std::span<uint8_t
 }
 
 }  // namespace
+
+MixerProfile mixer_profile(const std::string& name) {
+  for (const auto& [known, profile] : kProfiles) {
+    if (name == known) return profile;
+  }
+  throw std::invalid_argument("unknown mixer profile \"" + name +
+                              "\"; expected text, binary, strong, sample or code");
+}
 
 void bind_mixer(py::module_& m) {
   m.def(

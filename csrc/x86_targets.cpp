@@ -5,9 +5,7 @@
 // whatever the bytes are and however operands overlap.
 #include "x86_targets.h"
 
-#include <bit>
 #include <cstddef>
-#include <cstring>
 
 namespace lmzip {
 namespace {

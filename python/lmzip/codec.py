@@ -215,6 +215,14 @@ def lanes_for(raw_size: int, wanted: int, method: int) -> int:
     return min(wanted, next((lanes for lanes, least in LANES if raw_size >= least), 1))
 
 
+def lane_ranges(raw_size: int, lanes: int) -> list[tuple[int, int]]:
+    """Begin and end of each lane's piece of a frame."""
+    stride = -(-raw_size // lanes)
+    return [
+        (min(lane * stride, raw_size), min((lane + 1) * stride, raw_size)) for lane in range(lanes)
+    ]
+
+
 def usable_threads(threads: int) -> int:
     """0 stands for all the cores that this process may use."""
     if threads < 0:

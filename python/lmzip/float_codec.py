@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmzip.codec import CodecRequest
+from lmzip.codec import CodecRequest, lane_ranges
 from lmzip.coder import MAX_SYMBOLS, Decoder, Encoder
 from lmzip.container import METHOD_FLOAT
 from lmzip.errors import CorruptError, LmzipError, TruncatedError
@@ -48,7 +48,7 @@ class FloatCodec:
         return 8 * raw_size + 24 * lanes * len(self._predictor.tokens)
 
     def encode_frame(self, data: memoryview | bytes, lanes: int) -> list[bytes]:
-        pieces = [bytes(data[begin:end]) for begin, end in _ranges(len(data), lanes)]
+        pieces = [bytes(data[begin:end]) for begin, end in lane_ranges(len(data), lanes)]
         rows = [_Symbols(self._predictor, piece) for piece in pieces]
         encoder = Encoder(lanes)
         with _lock, torch.inference_mode():
@@ -69,7 +69,7 @@ class FloatCodec:
 
     def decode_frame(self, payloads: Sequence[bytes], raw_size: int) -> bytes:
         lanes = len(payloads)
-        sizes = [end - begin for begin, end in _ranges(raw_size, lanes)]
+        sizes = [end - begin for begin, end in lane_ranges(raw_size, lanes)]
         pieces = [bytearray() for _ in sizes]
         decoder = Decoder(list(payloads))
         try:
@@ -173,10 +173,3 @@ def to_integers(logits: Tensor, shape: tuple[int, int]) -> NDArray[np.int32]:
 
 def _any_byte(count: int) -> NDArray[np.uint32]:
     return np.ones((count, 256), np.uint32)
-
-
-def _ranges(raw_size: int, lanes: int) -> list[tuple[int, int]]:
-    stride = -(-raw_size // lanes)
-    return [
-        (min(lane * stride, raw_size), min((lane + 1) * stride, raw_size)) for lane in range(lanes)
-    ]

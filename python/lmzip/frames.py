@@ -159,10 +159,10 @@ def cut(data: bytes) -> Iterator[bytes]:
 def _is_dense(data: bytes, at: int) -> bool:
     """True if zlib gains next to nothing on samples of a block: compressed or encrypted already,
     a recording or a photograph.  It gains on nothing that is short."""
-    block = data[at : at + BLOCK_SIZE]
-    samples = b"".join(_samples(block, 4, SAMPLE_SIZE)) if len(block) > 4 * SAMPLE_SIZE else block
     if len(data) <= 4 * SAMPLE_SIZE:
         return False
+    block = data[at : at + BLOCK_SIZE]
+    samples = b"".join(_samples(block, 4, SAMPLE_SIZE)) if len(block) > 4 * SAMPLE_SIZE else block
     return len(zlib.compress(samples, 1)) > len(samples) * 15 // 16
 
 

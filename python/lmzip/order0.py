@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from lmzip._core import RangeDecoder, RangeEncoder
+from lmzip.codec import lane_ranges
 from lmzip.container import METHOD_ORDER0
 from lmzip.errors import CorruptError
 
@@ -36,7 +37,7 @@ class Order0Codec:
 
     def encode_frame(self, data: memoryview | bytes, lanes: int) -> list[bytes]:
         raw = bytes(data)
-        pieces = [raw[begin:end] for begin, end in _lane_ranges(len(raw), lanes)]
+        pieces = [raw[begin:end] for begin, end in lane_ranges(len(raw), lanes)]
         encoders = [RangeEncoder() for _ in range(lanes)]
         counts = [1] * 256
         for begin, end in _blocks(len(pieces[0])):
@@ -49,7 +50,7 @@ class Order0Codec:
 
     def decode_frame(self, payloads: Sequence[bytes], raw_size: int) -> bytes:
         lanes = len(payloads)
-        sizes = [end - begin for begin, end in _lane_ranges(raw_size, lanes)]
+        sizes = [end - begin for begin, end in lane_ranges(raw_size, lanes)]
         decoders = [RangeDecoder(payload) for payload in payloads]
         pieces = [bytearray() for _ in range(lanes)]
         counts = [1] * 256
@@ -63,13 +64,6 @@ class Order0Codec:
         if any(decoder.end() != "exact" for decoder in decoders):
             raise CorruptError("the payload of a lane is not the encoding of what it decodes to")
         return b"".join(pieces)
-
-
-def _lane_ranges(raw_size: int, lanes: int) -> list[tuple[int, int]]:
-    stride = -(-raw_size // lanes)
-    return [
-        (min(lane * stride, raw_size), min((lane + 1) * stride, raw_size)) for lane in range(lanes)
-    ]
 
 
 def _blocks(steps: int) -> Iterator[tuple[int, int]]:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from lmzip import _core, llama_model
-from lmzip.codec import CodecRequest
+from lmzip.codec import CodecRequest, lane_ranges
 from lmzip.container import METHOD_TOKENS
 from lmzip.errors import UnsupportedError
 from lmzip.tokenization import Tokenizer
@@ -53,8 +53,7 @@ class TokenCodec:
         return _core.token_memory(self._model.native, raw_size, lanes)
 
     def encode_frame(self, data: memoryview | bytes, lanes: int) -> list[bytes]:
-        stride = -(-len(data) // lanes)
-        pieces = [bytes(data[i * stride : (i + 1) * stride]) for i in range(lanes)]
+        pieces = [bytes(data[begin:end]) for begin, end in lane_ranges(len(data), lanes)]
         symbols = [self._model.symbols(piece) for piece in pieces]
         with self._threads.take() as threads:
             return _core.encode_tokens(self._model.native, symbols, threads)

@@ -1,5 +1,5 @@
-// py_lockstep.cpp: lockstep.h for Python.  Arrays are read and written where they are, without the
-// GIL: one thread can code while another, or a device, computes.
+// py_lockstep.cpp: lockstep.h and token_lockstep.h for Python.  Arrays are read and written where
+// they are, without the GIL: one thread can code while another, or a device, computes.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
@@ -9,6 +9,7 @@
 #include "bindings.h"
 #include "errors.h"
 #include "lockstep.h"
+#include "token_lockstep.h"
 
 namespace py = pybind11;
 
@@ -51,6 +52,56 @@ std::span<const uint8_t> view(const py::buffer_info& info) {
   return {static_cast<const uint8_t*>(info.ptr), static_cast<size_t>(info.size)};
 }
 
+py::list to_lists(const std::vector<Payloads>& frames) {
+  py::list out;
+  for (const Payloads& payloads : frames) {
+    py::list list;
+    for (const auto& p : payloads)
+      list.append(py::bytes(reinterpret_cast<const char*>(p.data()), p.size()));
+    out.append(list);
+  }
+  return out;
+}
+
+// What frames are decoded from, and to: kept alive, and where it is.
+using EncodedFrames = std::vector<std::pair<std::vector<py::buffer>, size_t>>;
+
+class DecodedFrames {
+ public:
+  explicit DecodedFrames(const EncodedFrames& frames) {
+    for (const auto& [buffers, raw_size] : frames) {
+      payloads_.emplace_back();
+      for (const py::buffer& buffer : buffers) {
+        kept_.push_back(buffer.request());
+        payloads_.back().push_back(view(kept_.back()));
+      }
+      auto raw = py::reinterpret_steal<py::bytes>(
+          PyBytes_FromStringAndSize(nullptr, static_cast<py::ssize_t>(raw_size)));
+      if (!raw) throw py::error_already_set();
+      raw_.push_back(raw);
+    }
+  }
+
+  // As LockstepDecoder::Frame and TokenLockstepDecoder::Frame.
+  template <typename Frame>
+  std::vector<Frame> frames() const {
+    std::vector<Frame> out;
+    for (size_t i = 0; i < raw_.size(); ++i) {
+      // Nobody else sees these objects before they are decoded, so they may still be written to.
+      auto* data = reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(raw_[i].ptr()));
+      out.push_back({payloads_[i], {data, static_cast<size_t>(PyBytes_GET_SIZE(raw_[i].ptr()))}});
+    }
+    return out;
+  }
+
+  py::bytes raw(size_t frame) const { return raw_.at(frame); }
+
+ private:
+  std::vector<py::buffer_info> kept_;
+  std::vector<std::vector<std::span<const uint8_t>>> payloads_;
+  std::vector<py::bytes> raw_;
+};
+
 class PyEncoder {
  public:
   PyEncoder(const std::vector<std::pair<py::buffer, size_t>>& frames, int table_bits,
@@ -84,16 +135,7 @@ class PyEncoder {
     coder_->take_distances(data, steps);
   }
 
-  py::list finish() {
-    py::list frames;
-    for (const auto& payloads : coder_->finish()) {
-      py::list list;
-      for (const auto& p : payloads)
-        list.append(py::bytes(reinterpret_cast<const char*>(p.data()), p.size()));
-      frames.append(list);
-    }
-    return frames;
-  }
+  py::list finish() { return to_lists(coder_->finish()); }
 
  private:
   std::vector<py::buffer_info> kept_;
@@ -103,25 +145,9 @@ class PyEncoder {
 
 class PyDecoder {
  public:
-  PyDecoder(const std::vector<std::pair<std::vector<py::buffer>, size_t>>& frames, int table_bits,
-            const std::string& profile, size_t threads) {
-    std::vector<std::vector<std::span<const uint8_t>>> payloads;
-    std::vector<LockstepDecoder::Frame> views;
-    for (const auto& [buffers, raw_size] : frames) {
-      payloads.emplace_back();
-      for (const py::buffer& buffer : buffers) {
-        kept_.push_back(buffer.request());
-        payloads.back().push_back(view(kept_.back()));
-      }
-      auto raw = py::reinterpret_steal<py::bytes>(
-          PyBytes_FromStringAndSize(nullptr, static_cast<py::ssize_t>(raw_size)));
-      if (!raw) throw py::error_already_set();
-      raw_.push_back(raw);
-      // Nobody else sees these objects before finish(), so they may still be written to.
-      views.push_back({{}, {reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(raw.ptr())), raw_size}});
-    }
-    for (size_t i = 0; i < views.size(); ++i) views[i].payloads = payloads[i];
-    with_mixer_ = table_bits != 0;
+  PyDecoder(const EncodedFrames& frames, int table_bits, const std::string& profile, size_t threads)
+      : frames_(frames), with_mixer_(table_bits != 0) {
+    const auto views = frames_.frames<LockstepDecoder::Frame>();
     const LockstepParams params = make_params(table_bits, profile, threads);
     const py::gil_scoped_release release;
     coder_ = std::make_unique<LockstepDecoder>(views, params);
@@ -156,14 +182,86 @@ class PyDecoder {
 
   py::bytes finish(size_t frame) {
     coder_->check(frame);
-    return raw_.at(frame);
+    return frames_.raw(frame);
   }
 
  private:
-  std::vector<py::buffer_info> kept_;
-  std::vector<py::bytes> raw_;
+  DecodedFrames frames_;
   bool with_mixer_;
   std::unique_ptr<LockstepDecoder> coder_;
+};
+
+class PyTokenEncoder {
+ public:
+  PyTokenEncoder(std::shared_ptr<LlamaModel> model, std::vector<TokenLockstepEncoder::Frame> frames,
+                 size_t threads)
+      : model_(std::move(model)) {
+    const py::gil_scoped_release release;
+    coder_ = std::make_unique<TokenLockstepEncoder>(*model_, std::move(frames), threads);
+  }
+
+  size_t lanes() const { return coder_->lanes(); }
+  size_t steps() const { return coder_->steps(); }
+
+  void inputs(Array<uint32_t>& out) const {
+    const size_t steps = steps_of(out);
+    check_shape(out, {coder_->lanes(), steps}, "inputs");
+    coder_->inputs(out.mutable_data(), steps);
+  }
+
+  void take(Array<int32_t>& logits) {
+    const size_t steps = steps_of(logits);
+    check_shape(logits, {coder_->lanes(), steps, model_->arch().vocabulary}, "logits");
+    int32_t* data = logits.mutable_data();
+    const py::gil_scoped_release release;
+    coder_->take(data, steps);
+  }
+
+  py::list finish() {
+    std::vector<Payloads> frames;
+    {
+      const py::gil_scoped_release release;
+      frames = coder_->finish();
+    }
+    return to_lists(frames);
+  }
+
+ private:
+  std::shared_ptr<LlamaModel> model_;
+  std::unique_ptr<TokenLockstepEncoder> coder_;
+};
+
+class PyTokenDecoder {
+ public:
+  PyTokenDecoder(std::shared_ptr<LlamaModel> model, const EncodedFrames& frames, size_t threads)
+      : model_(std::move(model)), frames_(frames) {
+    const auto views = frames_.frames<TokenLockstepDecoder::Frame>();
+    const py::gil_scoped_release release;
+    coder_ = std::make_unique<TokenLockstepDecoder>(*model_, views, threads);
+  }
+
+  size_t lanes() const { return coder_->lanes(); }
+
+  void take(Array<int32_t>& logits, Array<uint32_t>& tokens) {
+    check_shape(logits, {coder_->lanes(), model_->arch().vocabulary}, "logits");
+    check_shape(tokens, {coder_->lanes()}, "tokens");
+    int32_t* data = logits.mutable_data();
+    uint32_t* out = tokens.mutable_data();
+    const py::gil_scoped_release release;
+    coder_->take(data, out);
+  }
+
+  size_t active() const { return coder_->active(); }
+
+  py::bytes finish(size_t frame) {
+    coder_->check(frame);
+    return frames_.raw(frame);
+  }
+
+ private:
+  std::shared_ptr<LlamaModel> model_;
+  DecodedFrames frames_;
+  std::unique_ptr<TokenLockstepDecoder> coder_;
 };
 
 }  // namespace
@@ -177,9 +275,8 @@ void bind_lockstep(py::module_& m) {
       .def("take_distances", &PyEncoder::take_distances, py::arg("distances").noconvert())
       .def("finish", &PyEncoder::finish);
   py::class_<PyDecoder>(m, "LockstepDecoder")
-      .def(py::init<const std::vector<std::pair<std::vector<py::buffer>, size_t>>&, int,
-                    const std::string&, size_t>(),
-           py::arg("frames"), py::arg("table_bits"), py::arg("profile"), py::arg("threads"))
+      .def(py::init<const EncodedFrames&, int, const std::string&, size_t>(), py::arg("frames"),
+           py::arg("table_bits"), py::arg("profile"), py::arg("threads"))
       .def("slots", &PyDecoder::slots, py::arg("out").noconvert())
       .def("take_intervals", &PyDecoder::take_intervals, py::arg("bytes").noconvert(),
            py::arg("intervals").noconvert())
@@ -187,6 +284,23 @@ void bind_lockstep(py::module_& m) {
            py::arg("bytes").noconvert())
       .def("active", &PyDecoder::active)
       .def("finish", &PyDecoder::finish, py::arg("frame"));
+  py::class_<PyTokenEncoder>(m, "TokenLockstepEncoder")
+      .def(
+          py::init<std::shared_ptr<LlamaModel>, std::vector<TokenLockstepEncoder::Frame>, size_t>(),
+          py::arg("model"), py::arg("frames"), py::arg("threads"))
+      .def_property_readonly("lanes", &PyTokenEncoder::lanes)
+      .def_property_readonly("steps", &PyTokenEncoder::steps)
+      .def("inputs", &PyTokenEncoder::inputs, py::arg("out").noconvert())
+      .def("take", &PyTokenEncoder::take, py::arg("logits").noconvert())
+      .def("finish", &PyTokenEncoder::finish);
+  py::class_<PyTokenDecoder>(m, "TokenLockstepDecoder")
+      .def(py::init<std::shared_ptr<LlamaModel>, const EncodedFrames&, size_t>(), py::arg("model"),
+           py::arg("frames"), py::arg("threads"))
+      .def_property_readonly("lanes", &PyTokenDecoder::lanes)
+      .def("take", &PyTokenDecoder::take, py::arg("logits").noconvert(),
+           py::arg("tokens").noconvert())
+      .def("active", &PyTokenDecoder::active)
+      .def("finish", &PyTokenDecoder::finish, py::arg("frame"));
 }
 
 }  // namespace lmzip

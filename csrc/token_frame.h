@@ -1,0 +1,103 @@
+// token_frame.h: the symbols of one frame <-> payloads, given what a network says of each.
+//
+// What docs/format.md, method 5, lays down beside the network: guesses, exclusion, escapes, coders.
+// Whoever runs the network (token_codec.cpp, token_lockstep.cpp) hands in rows of logits, of
+// `vocabulary` numbers; they are changed.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "distribution.h"
+#include "errors.h"
+#include "frame_codec.h"  // Payloads
+#include "llama_model.h"
+#include "range_coder.h"
+#include "recall.h"
+
+namespace lmzip {
+
+class TokenFrameEncoder {
+ public:
+  // One row of symbols for each lane; outlives the encoder.  Makes all guesses: they depend on
+  // tokens alone.  Throws std::invalid_argument for a symbol that stands for no bytes.
+  TokenFrameEncoder(const LlamaModel& model, std::span<const std::vector<uint32_t>> lanes);
+
+  size_t lanes() const { return lanes_.size(); }
+  size_t size(size_t lane) const { return lanes_[lane].size(); }
+  size_t longest() const { return longest_; }
+
+  // What goes into the network at position t of a lane.
+  uint32_t input(size_t lane, size_t t) const {
+    return t == 0 ? model_.arch().start : token_of(lanes_[lane][t - 1]);
+  }
+
+  // What the network says of position t of a lane, t < size(lane): once for each, in any order and
+  // on any thread.
+  void predict(size_t lane, size_t t, int32_t* logits, Distribution& distribution);
+
+  // After all positions have been predicted.
+  Payloads finish();
+
+ private:
+  struct Record {
+    Recall::Guess guess;
+    uint32_t p16;       // of the guess
+    Interval interval;  // of the token, the guess excluded if it was wrong
+  };
+
+  // What stands before a symbol's successor: its token, or the escape.
+  uint32_t token_of(uint32_t symbol) const {
+    return symbol < model_.arch().vocabulary ? symbol : model_.arch().escape;
+  }
+  void check_symbols() const;
+  void make_guesses();
+  void code_symbol(const Record& record, uint32_t symbol, RangeEncoder& coder) const;
+
+  const LlamaModel& model_;
+  const std::span<const std::vector<uint32_t>> lanes_;
+  Recall recall_;
+  std::vector<std::vector<Record>> records_;  // (lanes, positions)
+  size_t longest_ = 0;
+};
+
+class TokenFrameDecoder {
+ public:
+  // One payload for each lane, at least one.  Payloads and raw outlive the decoder.
+  TokenFrameDecoder(const LlamaModel& model, std::span<const std::span<const uint8_t>> payloads,
+                    std::span<uint8_t> raw);
+
+  size_t lanes() const { return coders_.size(); }
+  bool active(size_t lane) const { return !rest_[lane].empty(); }
+  bool finished() const;  // no lane is active
+
+  // A step: first each active lane, on any thread, then the end, on one.  decode() puts the next
+  // symbol's bytes and returns its token; throws CorruptError for one that cannot be there.
+  uint32_t decode(size_t lane, int32_t* logits, Distribution& distribution);
+  void end_step();
+
+  // Throw CorruptError for a lane whose payload has ended before its bytes; and, once all lanes are
+  // complete, for one that is not the encoding of what was decoded from it.
+  void check_truncation(size_t lane) const;
+  void check_end() const;
+
+ private:
+  // What a lane has decoded in the current step.
+  struct Step {
+    bool active;
+    Recall::Guess guess;
+    uint32_t p16;
+    uint32_t token;
+  };
+
+  void put(size_t lane, std::span<const uint8_t> bytes);
+
+  const LlamaModel& model_;
+  std::vector<RangeDecoder> coders_;      // (lanes)
+  std::vector<std::span<uint8_t>> rest_;  // (lanes): bytes that are still to be decoded
+  Recall recall_;
+  std::vector<Step> steps_;  // (lanes)
+};
+
+}  // namespace lmzip

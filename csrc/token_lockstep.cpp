@@ -1,0 +1,130 @@
+// token_lockstep.cpp: see token_lockstep.h.
+#include "token_lockstep.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace lmzip {
+namespace {
+
+constexpr size_t kCheckEvery = 64;  // steps between looks for payloads that have ended
+
+size_t checked_threads(size_t threads) {
+  if (threads < 1) throw std::invalid_argument("at least one thread is needed");
+  return std::min(threads, kMaxThreads);
+}
+
+void check_lanes(size_t lanes) {
+  if (lanes < 1 || lanes > kMaxLanes) throw std::invalid_argument("a frame has 1 to 65536 lanes");
+}
+
+}  // namespace
+
+// --- encoding ---
+
+TokenLockstepEncoder::TokenLockstepEncoder(const LlamaModel& model, std::vector<Frame> frames,
+                                           size_t threads)
+    : model_(model),
+      symbols_(std::move(frames)),
+      crew_(checked_threads(threads)),
+      frames_(symbols_.size()) {
+  for (const Frame& frame : symbols_) check_lanes(frame.size());
+  crew_.run(symbols_.size(), [&](size_t f) {  // all guesses are made here
+    frames_[f] = std::make_unique<TokenFrameEncoder>(model_, symbols_[f]);
+  });
+  for (const auto& frame : frames_) {
+    for (size_t lane = 0; lane < frame->lanes(); ++lane) lanes_.push_back({frame.get(), lane});
+  }
+}
+
+size_t TokenLockstepEncoder::steps() const {
+  size_t longest = 0;
+  for (const auto& frame : frames_) longest = std::max(longest, frame->longest());
+  return longest;
+}
+
+void TokenLockstepEncoder::inputs(uint32_t* out, size_t count) const {
+  for (const auto& [frame, lane] : lanes_) {
+    for (size_t t = position_; t < position_ + count; ++t)
+      *out++ = t < frame->size(lane) ? frame->input(lane, t) : model_.arch().start;
+  }
+}
+
+void TokenLockstepEncoder::take(int32_t* logits, size_t count) {
+  const size_t vocabulary = model_.arch().vocabulary;
+  crew_.run(lanes_.size(), [&](size_t i) {
+    const auto& [frame, lane] = lanes_[i];
+    const size_t end = std::min(position_ + count, frame->size(lane));
+    Distribution distribution;
+    int32_t* row = logits + i * count * vocabulary;
+    for (size_t t = position_; t < end; ++t, row += vocabulary)
+      frame->predict(lane, t, row, distribution);
+  });
+  position_ += count;
+}
+
+std::vector<Payloads> TokenLockstepEncoder::finish() {
+  if (position_ < steps()) {
+    throw std::invalid_argument("logits of " + std::to_string(position_) + " of " +
+                                std::to_string(steps()) + " steps were handed in");
+  }
+  std::vector<Payloads> payloads(frames_.size());
+  crew_.run(frames_.size(), [&](size_t f) { payloads[f] = frames_[f]->finish(); });
+  return payloads;
+}
+
+// --- decoding ---
+
+TokenLockstepDecoder::TokenLockstepDecoder(const LlamaModel& model, std::span<const Frame> frames,
+                                           size_t threads)
+    : model_(model), crew_(checked_threads(threads)) {
+  for (const Frame& frame : frames) {
+    check_lanes(frame.payloads.size());
+    for (size_t lane = 0; lane < frame.payloads.size(); ++lane)
+      lanes_.push_back({frames_.size(), lane, {}});
+    frames_.push_back({TokenFrameDecoder(model, frame.payloads, frame.raw),
+                       lanes_.size() - frame.payloads.size(),
+                       {}});
+  }
+}
+
+void TokenLockstepDecoder::take(int32_t* logits, uint32_t* tokens) {
+  const size_t vocabulary = model_.arch().vocabulary;
+  crew_.run(lanes_.size(), [&](size_t i) {
+    Lane& lane = lanes_[i];
+    tokens[i] = model_.arch().start;
+    if (!active(lane)) return;
+    TokenFrameDecoder& decoder = frames_[lane.frame].decoder;
+    Distribution distribution;
+    try {
+      tokens[i] = decoder.decode(lane.lane, logits + i * vocabulary, distribution);
+      if (position_ % kCheckEvery == 0) decoder.check_truncation(lane.lane);
+    } catch (const CorruptError& error) {
+      lane.error = error;
+    }
+  });
+  crew_.run(frames_.size(), [&](size_t f) { end_step(frames_[f]); });
+  ++position_;
+}
+
+void TokenLockstepDecoder::end_step(FrameState& frame) {
+  if (frame.error) return;
+  for (size_t i = 0; i < frame.decoder.lanes() && !frame.error; ++i)
+    frame.error = lanes_[frame.first + i].error;
+  if (!frame.error) frame.decoder.end_step();
+}
+
+size_t TokenLockstepDecoder::active() const {
+  return static_cast<size_t>(
+      std::count_if(lanes_.begin(), lanes_.end(), [&](const Lane& lane) { return active(lane); }));
+}
+
+void TokenLockstepDecoder::check(size_t frame) const {
+  const FrameState& state = frames_.at(frame);
+  if (state.error) throw CorruptError(*state.error);
+  if (!state.decoder.finished()) throw std::invalid_argument("the frame has lanes left to decode");
+  state.decoder.check_end();
+}
+
+}  // namespace lmzip

@@ -1,7 +1,7 @@
 """The exact engine in PyTorch: docs/numerics.md on any device, equal to reference.py.
 
-Products are exact although they run in floating point where that is faster: every partial sum of
-integers below 2^24 is exact in binary32, below 2^53 in binary64, in any order.  All other stages
+Products are exact, be they of int8 or in floating point: every partial sum of integers below 2^24
+is exact in binary32, below 2^53 in binary64, in any order.  All other stages
 are element-wise operations of PyTorch, one rounding each; nothing here may be fused by a compiler
 that contracts multiplications and additions.
 """
@@ -21,7 +21,8 @@ from lmzip.reference import EXP8, HASH_MULTIPLIER, LOGIT_MAX, RESIDUAL_MAX
 
 PREFILL_BLOCK = 128  # positions evaluated at once; bounds the memory of attention
 EXACT_FLOAT32 = 1 << 24
-INT_MM_MIN_ROWS = 32  # torch._int_mm on CUDA wants more than 16 rows
+INT_MM_MIN_ROWS = 32  # torch._int_mm on CUDA wants more than 16 rows,
+INT_MM_STEP = 8  # and multiples of this of columns and inner columns
 
 
 @dataclass
@@ -65,25 +66,65 @@ def quantize_row(x: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     return xq, torch.where(m == 0, torch.zeros_like(r), r)
 
 
+def refuse_reduced_precision() -> None:
+    """ValueError in a process that has changed the defaults for float32 matrix products."""
+    if torch.get_float32_matmul_precision() != "highest" or torch.backends.cuda.matmul.allow_tf32:
+        raise ValueError(
+            "float32 products run at reduced precision here; "
+            "torch.set_float32_matmul_precision('highest') makes them exact"
+        )
+
+
+def int8_sums_are_exact(device: torch.device) -> bool:
+    """Whether torch._int_mm sums int8 products in 32 bits there.
+
+    On CPUs it may go through vpmaddubsw, which saturates the sum of two products at 16 bits, unless
+    the processor has VNNI.
+    """
+    if device.type == "cpu":
+        return torch.cpu._is_vnni_supported()
+    return device.type == "cuda"
+
+
 class Product:
-    """int8 matrix @ integer rows -> float32(acc), rounded once, and the scales."""
+    """int8 matrix @ integer rows -> float32(acc), rounded once, and the scales.
+
+    The rows (..., inputs) hold integers of float32 up to largest_input <= 8191; sums are below
+    2^31.  In int8 where that is exact, inputs of more than 8 bits in two halves; else in floats.
+    """
 
     def __init__(self, weight: Tensor, scale: Tensor, largest_input: int) -> None:
         self.scale = scale
-        bound = weight.shape[1] * largest_input * 127
-        self.dtype = torch.float32 if bound < EXACT_FLOAT32 else torch.float64
-        self.int8 = (
-            weight.is_cuda and largest_input <= 127 and all(n % 8 == 0 for n in weight.shape)
-        )
-        self.columns = weight.T.contiguous() if self.int8 else weight.T.to(self.dtype).contiguous()
+        self.outputs, inputs = weight.shape
+        self.wide = largest_input > 127
+        self.int8 = int8_sums_are_exact(weight.device) and inputs % INT_MM_STEP == 0
+        if self.int8:
+            missing = -self.outputs % INT_MM_STEP
+            # A view: on CUDA cuBLAS has int8 kernels for this order only.
+            self.columns = torch.nn.functional.pad(weight, (0, 0, 0, missing)).T
+        else:
+            bound = inputs * largest_input * 127
+            dtype = torch.float32 if bound < EXACT_FLOAT32 else torch.float64
+            self.columns = weight.T.to(dtype).contiguous()
 
     def __call__(self, rows: Tensor) -> Tensor:
         flat = rows.flatten(0, -2)
-        if self.int8 and len(flat) >= INT_MM_MIN_ROWS:
-            acc = torch._int_mm(flat.to(torch.int8), self.columns)
-        else:
-            acc = flat.to(self.dtype) @ self.columns.to(self.dtype)
+        acc = self._int8_sums(flat) if self.int8 else flat.to(self.columns.dtype) @ self.columns
         return acc.float().view(*rows.shape[:-1], -1)
+
+    def _int8_sums(self, rows: Tensor) -> Tensor:
+        count = len(rows)
+        if not self.wide:
+            return self._int_mm(rows.to(torch.int8))[:count, : self.outputs]
+        q = rows.to(torch.int16)
+        both = self._int_mm(torch.cat((q >> 7, q & 127)).to(torch.int8))[:, : self.outputs]
+        # The first term may pass 2^31 and comes back with the second: the sum is right mod 2^32.
+        return torch.add(both[count : 2 * count], both[:count], alpha=128)
+
+    def _int_mm(self, rows: Tensor) -> Tensor:
+        if rows.is_cuda and len(rows) < INT_MM_MIN_ROWS:
+            rows = torch.nn.functional.pad(rows, (0, 0, 0, INT_MM_MIN_ROWS - len(rows)))
+        return torch._int_mm(rows, self.columns)
 
 
 class TorchEngine:
@@ -94,14 +135,7 @@ class TorchEngine:
     """
 
     def __init__(self, model: ExactModel, device: str | torch.device = "cpu") -> None:
-        if (
-            torch.get_float32_matmul_precision() != "highest"
-            or torch.backends.cuda.matmul.allow_tf32
-        ):
-            raise ValueError(
-                "float32 products run at reduced precision here; "
-                "torch.set_float32_matmul_precision('highest') makes them exact"
-            )
+        refuse_reduced_precision()
         a = self.arch = model.architecture
         self.device = torch.device(device)
         self.model = model

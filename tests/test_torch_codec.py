@@ -12,14 +12,15 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import lmzip  # noqa: E402
-from lmzip import _core, models, torch_codec  # noqa: E402
+from lmzip import _core, device_codec, models, torch_codec  # noqa: E402
 from lmzip.codec import CodecRequest, ThreadShare  # noqa: E402
 from lmzip.container import METHOD_NETWORK, METHOD_NETWORK_MIXER  # noqa: E402
+from lmzip.device_codec import Batches, Job, divide  # noqa: E402
 from lmzip.errors import CorruptError, LimitError, LmzipError, UnsupportedError  # noqa: E402
 from lmzip.lanes import LOGITS  # noqa: E402
 from lmzip.model_file import serialize  # noqa: E402
 from lmzip.native import NativeCodec  # noqa: E402
-from lmzip.torch_codec import Batches, Job, TorchCodec, divide, lockstep_text  # noqa: E402
+from lmzip.torch_codec import TorchCodec, lockstep_text  # noqa: E402
 from random_model import random_model, small_architecture  # noqa: E402
 
 TEXT = (Path(__file__).parent / "data" / "alice29.txt").read_bytes()[5000:]
@@ -93,8 +94,8 @@ def at_once(work, items):
 def test_frames_that_come_together_are_coded_together(native, through_torch, monkeypatch):
     frames = [(TEXT[1000 * i :][:size], lanes) for i, (size, lanes) in enumerate(SIZES)]
     batches = []
-    divided = torch_codec.divide
-    monkeypatch.setattr(torch_codec, "divide", lambda jobs: batches.append(jobs) or divided(jobs))
+    divided = device_codec.divide
+    monkeypatch.setattr(device_codec, "divide", lambda jobs: batches.append(jobs) or divided(jobs))
     expected = [native.encode_frame(*frame) for frame in frames]
     assert at_once(through_torch.encode_frame, frames) == expected
     coded = [(payloads, len(raw)) for payloads, (raw, _) in zip(expected, frames, strict=True)]
@@ -133,7 +134,7 @@ def test_out_of_memory_halves_the_batch(native, small_model, method, monkeypatch
     codec = TorchCodec(request(method, model=small_model))
     calls = []
     name = f"_{direction}"
-    whole = getattr(torch_codec.DeviceWorker, name)
+    whole = getattr(device_codec.DeviceWorker, name)
 
     def limited(self, groups, threads):
         count = sum(map(len, groups))
@@ -142,7 +143,7 @@ def test_out_of_memory_halves_the_batch(native, small_model, method, monkeypatch
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(self, groups, threads)
 
-    monkeypatch.setattr(torch_codec.DeviceWorker, name, limited)
+    monkeypatch.setattr(device_codec.DeviceWorker, name, limited)
     frames = [(TEXT[i * 100 :][:100], 2) for i in range(6)]
     expected = [native.encode_frame(*frame) for frame in frames]
     if direction == "encode":
@@ -158,7 +159,7 @@ def test_a_frame_for_which_there_is_never_memory_is_refused_by_name(small_model,
     def starved(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(torch_codec.DeviceWorker, "_encode", starved)
+    monkeypatch.setattr(device_codec.DeviceWorker, "_encode", starved)
     codec = TorchCodec(request(METHOD_NETWORK, model=small_model))
     with pytest.raises(LimitError, match=r"a frame of 2 lanes .* use --device cpu"):
         codec.encode_frame(TEXT[:100], 2)
@@ -194,8 +195,8 @@ def test_what_a_batch_raises_reaches_every_thread_of_it():
 def test_few_lanes_are_left_to_the_cpu(small_model, monkeypatch):
     codec = TorchCodec(request(METHOD_NETWORK, model=small_model))
     payloads = codec.encode_frame(TEXT[:200], 2)
-    monkeypatch.setitem(torch_codec.MIN_DECODE_LANES, "cpu", 3)
-    monkeypatch.setattr(torch_codec.DeviceWorker, "_decode", None)  # would fail
+    monkeypatch.setitem(device_codec.MIN_DECODE_LANES, "cpu", 3)
+    monkeypatch.setattr(device_codec.DeviceWorker, "_decode", None)  # would fail
     assert codec.decode_frame(payloads, 200) == TEXT[:200]
 
 
@@ -203,10 +204,10 @@ def test_a_frame_of_few_lanes_is_left_to_the_cpu_beside_others(native, small_mod
     codec = TorchCodec(request(native.method, model=small_model))
     frames = [(TEXT[:60], 9), (TEXT[60:120], 1), (TEXT[120:180], 9)]
     coded = [(native.encode_frame(*frame), 60) for frame in frames]
-    monkeypatch.setitem(torch_codec.MIN_FRAME_LANES, "cpu", 8)
+    monkeypatch.setitem(device_codec.MIN_FRAME_LANES, "cpu", 8)
     together = []
-    divided = torch_codec.divide
-    monkeypatch.setattr(torch_codec, "divide", lambda jobs: together.extend(jobs) or divided(jobs))
+    divided = device_codec.divide
+    monkeypatch.setattr(device_codec, "divide", lambda jobs: together.extend(jobs) or divided(jobs))
     assert at_once(codec.decode_frame, coded) == [raw for raw, _ in frames]
     assert [job.lanes for job in together] == [9, 9]
 

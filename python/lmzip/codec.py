@@ -132,6 +132,10 @@ def _native(request: CodecRequest) -> FrameCodec:
 
 
 def _tokens(request: CodecRequest) -> FrameCodec:
+    if request.device == "cuda":
+        from lmzip.torch_token_codec import TorchTokenCodec
+
+        return TorchTokenCodec(request)
     from lmzip.token_codec import TokenCodec
 
     return TokenCodec(request)

@@ -52,9 +52,17 @@ class TokenCodec:
     def memory_needed(self, raw_size: int, lanes: int) -> int:
         return _core.token_memory(self._model.native, raw_size, lanes)
 
-    def encode_frame(self, data: memoryview | bytes, lanes: int) -> list[bytes]:
+    @property
+    def native(self) -> _core.LlamaModel:
+        return self._model.native
+
+    def symbols(self, data: memoryview | bytes, lanes: int) -> list[list[int]]:
+        """Of each lane."""
         pieces = [bytes(data[begin:end]) for begin, end in lane_ranges(len(data), lanes)]
-        symbols = [self._model.symbols(piece) for piece in pieces]
+        return [self._model.symbols(piece) for piece in pieces]
+
+    def encode_frame(self, data: memoryview | bytes, lanes: int) -> list[bytes]:
+        symbols = self.symbols(data, lanes)
         with self._threads.take() as threads:
             return _core.encode_tokens(self._model.native, symbols, threads)
 

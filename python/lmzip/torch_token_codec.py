@@ -1,0 +1,177 @@
+"""Frames of tokens whose network runs in PyTorch, on CUDA: method 5, equal to token_codec.py.
+
+How frames share a device is said in device_codec.py.  The cores code in _core.TokenLockstepEncoder
+or TokenLockstepDecoder, and get all logits: 4 bytes a token of the vocabulary across the bus.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from lmzip import _core, llama_model
+from lmzip.codec import CodecRequest
+from lmzip.device_codec import (
+    DecodeGroup,
+    DeviceCodec,
+    DeviceWorker,
+    EncodeGroup,
+    Job,
+    Outcome,
+    Shape,
+    finish_frames,
+    power_of_two,
+)
+from lmzip.errors import LmzipError
+from lmzip.llama_model import LlamaModel
+from lmzip.token_codec import TokenCodec
+from lmzip.torch_llama import LlamaLanes, TorchLlama
+
+ENCODE_ROWS = {"cuda": 1024, "cpu": 64}  # positions of a group that are evaluated at once
+MAX_BLOCK = 64  # of which of one lane
+
+
+@dataclass(frozen=True, slots=True)
+class TokenJob(Job):
+    symbols: list[list[int]] = field(default_factory=list)  # of each lane; encoding
+
+
+class TorchTokenCodec(DeviceCodec):
+    """Encoding needs the tokenizers library, decoding does not."""
+
+    _native: TokenCodec
+
+    def __init__(self, request: CodecRequest) -> None:
+        assert request.model is not None
+        model = llama_model.parse(request.model.path.read_bytes())
+        super().__init__(
+            request,
+            TokenCodec,
+            lambda device, share: TokenWorker(model, self._native.native, device, share),
+        )
+
+    def encode_frame(self, data: memoryview | bytes, lanes: int) -> list[bytes]:
+        symbols = self._native.symbols(data, lanes)  # by the thread that brings the frame
+        payloads: list[bytes] = self._checked(TokenJob(lanes, len(data), data, None, symbols))
+        return payloads
+
+
+class TokenWorker(DeviceWorker):
+    def __init__(
+        self,
+        model: LlamaModel,
+        native: _core.LlamaModel,
+        device: torch.device,
+        request: CodecRequest,
+    ) -> None:
+        super().__init__(device, request)
+        self.architecture = model.architecture
+        self.native = native
+        self._model = model
+
+    def lane_memory(self, stride: int) -> int:
+        a = self.architecture
+        slots = sum(s + min(w, stride) for w, s in zip(a.windows, a.sinks, strict=True))
+        cache = slots * a.n_kv_heads * (2 * a.head_dim + 8)
+        widest = max(a.d_model, 2 * a.d_ff, a.n_heads * a.head_dim)
+        return cache + 16 * a.vocabulary + 24 * widest
+
+    @cached_property
+    def _engine(self) -> TorchLlama:
+        """Raises LmzipError where a device does not give the native engine's logits."""
+        engine = TorchLlama(self._model, self._device)
+        if self.kind != "cpu" and not agrees_with_native(engine, self.native):
+            raise LmzipError(
+                f"{self._device} does not give the integers of the CPU: use --device cpu, and "
+                "please report this"
+            )
+        return engine
+
+    def _make_lanes(self, shape: Shape) -> LlamaLanes:
+        return LlamaLanes(self._engine, *shape)
+
+    def _encode_group(self, jobs: list[Job], threads: int) -> EncodeGroup:
+        return TokenEncodeGroup(self, jobs, threads)
+
+    def _decode_group(self, jobs: list[Job], threads: int) -> DecodeGroup:
+        return TokenDecodeGroup(self, jobs, threads)
+
+    def shape(self, lanes: int, count: int, longest: int) -> Shape:
+        """Of lanes of so many tokens, rounded up so that similar batches share one."""
+        a = self.architecture
+        most = max(a.windows) + max(a.sinks) + count  # what is behind these is forgotten
+        return lanes, count, min(power_of_two(2 * longest - 1), most)
+
+
+class TokenEncodeGroup:
+    def __init__(self, worker: TokenWorker, jobs: list[Job], threads: int) -> None:
+        self._worker = worker
+        frames = [job.symbols for job in jobs if isinstance(job, TokenJob)]
+        self._coder = _core.TokenLockstepEncoder(worker.native, frames, threads)
+        lanes, steps = self._coder.lanes, self._coder.steps
+        rows = ENCODE_ROWS[worker.kind]
+        count = min(power_of_two(rows // lanes), MAX_BLOCK, power_of_two(steps))
+        self.blocks = -(-steps // count)
+        self._inputs = np.zeros((lanes, count), np.uint32)
+        self._shape = worker.shape(lanes, count, steps)
+        self._lanes = worker.take(self._shape)
+
+    def launch(self, block: int) -> None:  # noqa: ARG002 (in order)
+        self._coder.inputs(self._inputs)
+        self._lanes.launch(self._inputs)
+
+    def take(self, block: int) -> None:  # noqa: ARG002
+        self._coder.take(self._lanes.wait())
+
+    def finish(self) -> list[Outcome]:
+        self._worker.keep(self._shape, self._lanes)
+        return list(self._coder.finish())
+
+
+class TokenDecodeGroup:
+    def __init__(self, worker: TokenWorker, jobs: list[Job], threads: int) -> None:
+        self._worker = worker
+        self._frames = len(jobs)
+        frames = [(job.payloads or [], job.raw_size) for job in jobs]
+        self._coder = _core.TokenLockstepDecoder(worker.native, frames, threads)
+        self.steps = max(job.stride for job in jobs)  # a token has a byte or more
+        lanes = self._coder.lanes
+        self._tokens = np.full(lanes, worker.architecture.start, np.uint32)
+        self._shape = worker.shape(lanes, 1, self.steps)
+        self._lanes = worker.take(self._shape)
+
+    def launch(self) -> None:
+        self._lanes.launch(self._tokens[:, None])
+
+    def take(self, step: int) -> None:
+        self._coder.take(self._lanes.wait()[:, 0], self._tokens)
+        if self._coder.active() == 0:
+            self.steps = step + 1
+        else:
+            self.launch()
+
+    def finish(self) -> list[Outcome]:
+        self._worker.keep(self._shape, self._lanes)
+        return finish_frames(self._frames, self._coder.finish)
+
+
+def agrees_with_native(engine: TorchLlama, native: _core.LlamaModel, lanes: int = 24) -> bool:
+    """Whether steps and a block of a few lanes give the native engine's logits: a broken driver
+    shows before it writes a file, not when that is read."""
+    count = 8
+    a = engine.arch
+    shape = lanes, 2 * count
+    tokens = np.random.default_rng(1).integers(0, a.vocabulary, shape).astype(np.uint32)
+    tokens[:, 0] = a.start
+    expected = _core.LlamaEngine(native, lanes, 2 * count).feed(tokens)
+    for width in (1, count):
+        block = LlamaLanes(engine, lanes, width, 2 * count)
+        for begin in range(0, 2 * count, width):
+            part = slice(begin, begin + width)
+            block.launch(tokens[:, part])
+            if not np.array_equal(block.wait(), expected[:, part]):
+                return False
+    return True

@@ -1,0 +1,256 @@
+"""Frames of tokens whose network runs in PyTorch are the bytes of the native engine, and each
+decodes the other's: for every kind of model, alone and many at once, and as files."""
+
+import importlib.util
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+import lmzip  # noqa: E402
+from lmzip import _core, codec, device_codec, llama_model, models, torch_token_codec  # noqa: E402
+from lmzip.codec import CodecRequest, ThreadShare  # noqa: E402
+from lmzip.container import METHOD_TOKENS  # noqa: E402
+from lmzip.errors import CorruptError, LimitError, LmzipError, UnsupportedError  # noqa: E402
+from lmzip.token_codec import TokenCodec  # noqa: E402
+from lmzip.torch_llama import TorchLlama  # noqa: E402
+from lmzip.torch_token_codec import TorchTokenCodec, agrees_with_native  # noqa: E402
+from random_llama import random_llama, small_llama  # noqa: E402
+from test_llama_engine import ARCHITECTURES  # noqa: E402
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("tokenizers") is None, reason="the tokenizers library is missing"
+)
+TEXT = b"the tea at ten, then the neat tan ant ate at a tee; \xff\x04 " * 12
+SMALL = random_llama(small_llama(), 7)
+SIZES = [(1, 1), (2, 3), (70, 1), (131, 4), (400, 70), (10, 7)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Stages this small wait longer for threads than they take."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def save(folder: Path, model: llama_model.LlamaModel) -> models.ModelInfo:
+    path = folder / "tiny.safetensors"
+    path.write_bytes(llama_model.serialize(model.architecture, model.tensors, {"name": "tiny"}))
+    return models.read(path)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> models.ModelInfo:
+    return save(tmp_path_factory.mktemp("model"), SMALL)
+
+
+def request(model: models.ModelInfo, device: str = "cpu") -> CodecRequest:
+    return CodecRequest(METHOD_TOKENS, 0, 0, model, device, ThreadShare(2))
+
+
+@pytest.fixture(scope="module")
+def native(small: models.ModelInfo) -> TokenCodec:
+    return TokenCodec(request(small))
+
+
+@pytest.fixture(scope="module")
+def through_torch(small: models.ModelInfo) -> TorchTokenCodec:
+    return TorchTokenCodec(request(small))
+
+
+def assert_same(theirs: TokenCodec, ours: TorchTokenCodec, raw: bytes, lanes: int) -> None:
+    payloads = theirs.encode_frame(raw, lanes)
+    assert ours.encode_frame(raw, lanes) == payloads
+    assert ours.decode_frame(payloads, len(raw)) == raw
+    assert theirs.decode_frame(payloads, len(raw)) == raw
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+def test_every_kind_of_model(architecture, tmp_path) -> None:
+    """Lanes of some 150 tokens: windows wrap several times."""
+    model = save(tmp_path, random_llama(architecture, 3))
+    assert_same(TokenCodec(request(model)), TorchTokenCodec(request(model)), TEXT[:300], 2)
+
+
+@pytest.mark.parametrize(("size", "lanes"), SIZES)
+def test_the_same_bytes_from_both_and_each_decodes_the_other(
+    native, through_torch, size, lanes
+) -> None:
+    assert_same(native, through_torch, TEXT[:size], lanes)
+
+
+def at_once(work, items):
+    """work(*item) in a thread for each, all of which start together."""
+    barrier = threading.Barrier(len(items))
+
+    def one(item):
+        barrier.wait()
+        return work(*item)
+
+    with ThreadPoolExecutor(len(items)) as pool:
+        return list(pool.map(one, items))
+
+
+def test_frames_that_come_together_are_coded_together(native, through_torch, monkeypatch) -> None:
+    frames = [(TEXT[10 * i :][:size], lanes) for i, (size, lanes) in enumerate(SIZES)]
+    batches = []
+    divided = device_codec.divide
+    monkeypatch.setattr(device_codec, "divide", lambda jobs: batches.append(jobs) or divided(jobs))
+    expected = [native.encode_frame(*frame) for frame in frames]
+    assert at_once(through_torch.encode_frame, frames) == expected
+    coded = [(payloads, len(raw)) for payloads, (raw, _) in zip(expected, frames, strict=True)]
+    assert at_once(through_torch.decode_frame, coded) == [raw for raw, _ in frames]
+    assert max(map(len, batches)) > 1
+
+
+def test_a_damaged_frame_does_not_hurt_those_beside_it(native, through_torch) -> None:
+    good, cut, longer = (native.encode_frame(TEXT[i : i + 150], 3) for i in (0, 150, 300))
+    cut = [cut[0], cut[1][:5], cut[2]]
+    longer = [longer[0] + b"more", *longer[1:]]
+
+    def outcome(payloads):
+        try:
+            return through_torch.decode_frame(payloads, 150)
+        except LmzipError as error:
+            return error
+
+    results = at_once(outcome, [(good,), (cut,), (longer,)])
+    assert results[0] == TEXT[:150]
+    for result, lane in ((results[1], "lane 1"), (results[2], "lane 0")):
+        assert isinstance(result, CorruptError)
+        assert lane in str(result)
+
+
+def test_a_short_payload_with_a_huge_size_ends_soon(native, through_torch) -> None:
+    payloads = native.encode_frame(TEXT[:100], 1)
+    with pytest.raises(CorruptError, match="lane 0"):
+        through_torch.decode_frame(payloads, 1 << 26)
+
+
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_out_of_memory_halves_the_batch(native, small, monkeypatch, direction) -> None:
+    ours = TorchTokenCodec(request(small))
+    calls = []
+    whole = getattr(device_codec.DeviceWorker, f"_{direction}")
+
+    def limited(self, groups, threads):
+        calls.append(sum(map(len, groups)))
+        if calls[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, groups, threads)
+
+    monkeypatch.setattr(device_codec.DeviceWorker, f"_{direction}", limited)
+    frames = [(TEXT[i * 40 :][:40], 2) for i in range(6)]
+    expected = [native.encode_frame(*frame) for frame in frames]
+    if direction == "encode":
+        assert at_once(ours.encode_frame, frames) == expected
+    else:
+        raws = at_once(ours.decode_frame, [(payloads, 40) for payloads in expected])
+        assert raws == [raw for raw, _ in frames]
+    assert max(calls) > 2
+    assert calls[-1] <= 2
+
+
+def test_a_frame_for_which_there_is_never_memory_is_refused_by_name(small, monkeypatch) -> None:
+    def starved(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch_token_codec, "LlamaLanes", starved)
+    with pytest.raises(LimitError, match=r"a frame of 2 lanes .* use --device cpu"):
+        TorchTokenCodec(request(small)).encode_frame(TEXT[:100], 2)
+
+
+def test_a_frame_of_few_lanes_is_left_to_the_cpu_beside_others(native, small, monkeypatch) -> None:
+    ours = TorchTokenCodec(request(small))
+    frames = [(TEXT[:30], 9), (TEXT[30:60], 1), (TEXT[60:90], 9)]
+    coded = [(native.encode_frame(*frame), 30) for frame in frames]
+    monkeypatch.setitem(device_codec.MIN_FRAME_LANES, "cpu", 8)
+    together = []
+    divided = device_codec.divide
+    monkeypatch.setattr(device_codec, "divide", lambda jobs: together.extend(jobs) or divided(jobs))
+    assert at_once(ours.decode_frame, coded) == [raw for raw, _ in frames]
+    assert [job.lanes for job in together] == [9, 9]
+
+
+def test_memory_counts_what_a_device_takes_besides(native, through_torch) -> None:
+    grown = [through_torch.memory_needed(9000, n) - native.memory_needed(9000, n) for n in (1, 9)]
+    assert grown[1] == 9 * grown[0] > 0
+
+
+def test_whole_files_by_either_engine_are_the_same(small, monkeypatch) -> None:
+    """Through the public functions, with the torch codec in place of the native one."""
+    monkeypatch.setattr(codec, "TOKEN_CODINGS", ((METHOD_TOKENS, 0),))  # not the mixer
+    settings = {"model": small, "lanes": 3, "frame_size": 200}
+    expected = lmzip.compress(TEXT, device="cpu", **settings)
+    monkeypatch.setitem(codec._FACTORIES, METHOD_TOKENS, TorchTokenCodec)
+    assert lmzip.compress(TEXT, device="cpu", threads=4, **settings) == expected
+    assert lmzip.decompress(expected, model=small, threads=4, device="cpu") == TEXT
+
+
+def test_a_device_that_disagrees_is_found_before_it_writes() -> None:
+    packed = _core.LlamaModel(SMALL.tensors, SMALL.architecture.to_native())
+    assert agrees_with_native(TorchLlama(SMALL), packed)
+    broken = TorchLlama(SMALL)
+    broken.softmax = broken.softmax * 1.001
+    assert not agrees_with_native(broken, packed)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_missing_device_is_named(small) -> None:
+    with pytest.raises(UnsupportedError, match="no CUDA device"):
+        codec._FACTORIES[METHOD_TOKENS](request(small, "cuda"))
+
+
+# ── the coders that take logits from elsewhere ──
+
+
+def test_coders_refuse_other_shapes_and_missing_steps() -> None:
+    packed = _core.LlamaModel(SMALL.tensors, SMALL.architecture.to_native())
+    vocabulary = SMALL.architecture.vocabulary
+    encoder = _core.TokenLockstepEncoder(packed, [[[5, 6], [7]]], 1)
+    decoder = _core.TokenLockstepDecoder(packed, [([b"", b""], 3)], 1)
+    assert (encoder.lanes, encoder.steps, decoder.lanes, decoder.active()) == (2, 2, 2, 2)
+    with pytest.raises(ValueError, match=r"shape \(2, 1, 300\)"):
+        encoder.take(np.zeros((1, 1, vocabulary), np.int32))
+    with pytest.raises(ValueError, match=r"shape \(2\)"):
+        decoder.take(np.zeros((2, vocabulary), np.int32), np.zeros(3, np.uint32))
+    encoder.take(np.zeros((2, 1, vocabulary), np.int32))
+    with pytest.raises(ValueError, match="1 of 2 steps"):
+        encoder.finish()
+    with pytest.raises(ValueError, match="lanes left"):
+        decoder.finish(0)
+    with pytest.raises(ValueError, match="stands for no bytes"):
+        _core.TokenLockstepEncoder(packed, [[[0]]], 1)
+    for coder, frame in (
+        (_core.TokenLockstepEncoder, []),
+        (_core.TokenLockstepDecoder, ([], 3)),
+    ):
+        with pytest.raises(ValueError, match="1 to 65536 lanes"):
+            coder(packed, [frame], 1)
+
+
+# ── on a GPU ──
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+def test_cuda_every_kind_of_model(architecture, tmp_path) -> None:
+    model = save(tmp_path, random_llama(architecture, 3))
+    assert_same(TokenCodec(request(model)), TorchTokenCodec(request(model, "cuda")), TEXT, 80)
+
+
+@pytest.mark.gpu
+def test_cuda_whole_files(small, monkeypatch) -> None:
+    monkeypatch.setattr(codec, "TOKEN_CODINGS", ((METHOD_TOKENS, 0),))
+    settings = {"model": small, "lanes": 64, "frame_size": 4096}
+    raw = TEXT * 40
+    on_gpu = lmzip.compress(raw, device="cuda", **settings)
+    assert lmzip.compress(raw, device="cpu", **settings) == on_gpu
+    assert lmzip.decompress(on_gpu, model=small, device="cuda") == raw

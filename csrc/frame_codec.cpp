@@ -37,8 +37,8 @@ void check(const FrameParams& params, size_t lanes) {
   const auto require = [](bool condition, const char* what) {
     if (!condition) throw std::invalid_argument(what);
   };
-  require(lanes >= 1 && lanes <= kMaxLanes, "a frame has 1 to 65536 lanes");
-  require(params.threads >= 1, "at least one thread is needed");
+  check_lanes(lanes);
+  checked_threads(params.threads);
   require(params.method == Method::kMixer || params.model != nullptr, "this method needs a model");
   require(params.method == Method::kNetwork || (params.table_bits >= kMixerMinLog2Memory &&
                                                 params.table_bits <= kMixerMaxLog2Memory),
@@ -318,6 +318,15 @@ class FrameDecoder {
 };
 
 }  // namespace
+
+void check_lanes(size_t lanes) {
+  if (lanes < 1 || lanes > kMaxLanes) throw std::invalid_argument("a frame has 1 to 65536 lanes");
+}
+
+size_t checked_threads(size_t threads) {
+  if (threads < 1) throw std::invalid_argument("at least one thread is needed");
+  return std::min(threads, kMaxThreads);
+}
 
 Payloads encode_frame(const FrameParams& params, std::span<const uint8_t> raw, size_t lanes,
                       Interrupt interrupt) {

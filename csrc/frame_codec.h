@@ -5,6 +5,7 @@
 // 1, ..., then byte t + 1.  The network sees the lanes apart; the mixer learns from all of them in
 // this order.  Payloads do not depend on the number of threads.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -21,6 +22,19 @@ enum class Method { kNetwork = 1, kMixer = 2, kNetworkMixer = 3 };
 
 inline constexpr size_t kMaxLanes = 65536;
 inline constexpr size_t kMaxThreads = 256;
+
+// Throw std::invalid_argument for numbers that no frame can have, and no work; no more threads than
+// kMaxThreads are used.
+void check_lanes(size_t lanes);
+size_t checked_threads(size_t threads);
+
+// Lane i of a frame of n bytes.
+template <typename Byte>
+std::span<Byte> lane_piece(std::span<Byte> raw, size_t lane, size_t lanes) {
+  const size_t stride = (raw.size() + lanes - 1) / lanes;
+  const size_t begin = std::min(lane * stride, raw.size());
+  return raw.subspan(begin, std::min(stride, raw.size() - begin));
+}
 
 struct FrameParams {
   Method method;

@@ -14,28 +14,10 @@ constexpr size_t kSymbols = 256;
 constexpr size_t kLanesPerTask = 64;  // some microseconds of work
 constexpr size_t kCheckEvery = 64;    // steps between looks for payloads that have ended
 
-size_t checked_threads(const LockstepParams& params) {
-  if (params.threads < 1) throw std::invalid_argument("at least one thread is needed");
-  return std::min(params.threads, kMaxThreads);
-}
-
-size_t checked_lanes(size_t lanes) {
-  if (lanes < 1 || lanes > kMaxLanes) throw std::invalid_argument("a frame has 1 to 65536 lanes");
-  return lanes;
-}
-
 std::unique_ptr<Mixer> make_mixer(const LockstepParams& params, size_t raw_size, size_t lanes) {
   if (params.table_bits == 0) return nullptr;
   return std::make_unique<Mixer>(MixerParams{params.table_bits, params.profile, true}, raw_size,
                                  static_cast<int>(lanes));
-}
-
-// Lane i of n bytes.
-template <typename Byte>
-std::span<Byte> piece(std::span<Byte> raw, size_t lane, size_t lanes) {
-  const size_t stride = (raw.size() + lanes - 1) / lanes;
-  const size_t begin = std::min(lane * stride, raw.size());
-  return raw.subspan(begin, std::min(stride, raw.size() - begin));
 }
 
 // work(begin, end) for runs of lanes.
@@ -72,12 +54,13 @@ class Weights {
 // --- encoding ---
 
 LockstepEncoder::LockstepEncoder(std::span<const Frame> frames, const LockstepParams& params)
-    : crew_(checked_threads(params)) {
+    : crew_(checked_threads(params.threads)) {
   for (const Frame& frame : frames) {
-    frames_.push_back({lanes_.size(), checked_lanes(frame.lanes),
-                       make_mixer(params, frame.raw.size(), frame.lanes)});
+    check_lanes(frame.lanes);
+    frames_.push_back(
+        {lanes_.size(), frame.lanes, make_mixer(params, frame.raw.size(), frame.lanes)});
     for (size_t lane = 0; lane < frame.lanes; ++lane)
-      lanes_.push_back({piece(frame.raw, lane, frame.lanes), {}});
+      lanes_.push_back({lane_piece(frame.raw, lane, frame.lanes), {}});
   }
 }
 
@@ -127,12 +110,13 @@ std::vector<std::vector<std::vector<uint8_t>>> LockstepEncoder::finish() {
 // --- decoding ---
 
 LockstepDecoder::LockstepDecoder(std::span<const Frame> frames, const LockstepParams& params)
-    : crew_(checked_threads(params)) {
+    : crew_(checked_threads(params.threads)) {
   for (const Frame& frame : frames) {
-    const size_t lanes = checked_lanes(frame.payloads.size());
+    const size_t lanes = frame.payloads.size();
+    check_lanes(lanes);
     frames_.push_back({lanes_.size(), lanes, make_mixer(params, frame.raw.size(), lanes)});
     for (size_t lane = 0; lane < lanes; ++lane)
-      lanes_.push_back({piece(frame.raw, lane, lanes), RangeDecoder(frame.payloads[lane])});
+      lanes_.push_back({lane_piece(frame.raw, lane, lanes), RangeDecoder(frame.payloads[lane])});
   }
 }
 

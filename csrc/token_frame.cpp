@@ -121,11 +121,8 @@ TokenFrameDecoder::TokenFrameDecoder(const LlamaModel& model,
       coders_(payloads.begin(), payloads.end()),
       recall_(payloads.size()),
       steps_(payloads.size()) {
-  const size_t stride = (raw.size() + payloads.size() - 1) / payloads.size();
-  for (size_t lane = 0; lane < payloads.size(); ++lane) {
-    const size_t begin = std::min(lane * stride, raw.size());
-    rest_.push_back(raw.subspan(begin, std::min(stride, raw.size() - begin)));
-  }
+  for (size_t lane = 0; lane < payloads.size(); ++lane)
+    rest_.push_back(lane_piece(raw, lane, payloads.size()));
 }
 
 bool TokenFrameDecoder::finished() const {

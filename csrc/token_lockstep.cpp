@@ -10,15 +10,6 @@ namespace {
 
 constexpr size_t kCheckEvery = 64;  // steps between looks for payloads that have ended
 
-size_t checked_threads(size_t threads) {
-  if (threads < 1) throw std::invalid_argument("at least one thread is needed");
-  return std::min(threads, kMaxThreads);
-}
-
-void check_lanes(size_t lanes) {
-  if (lanes < 1 || lanes > kMaxLanes) throw std::invalid_argument("a frame has 1 to 65536 lanes");
-}
-
 }  // namespace
 
 // --- encoding ---

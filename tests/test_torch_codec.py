@@ -3,7 +3,6 @@ other's: alone, many at once, with and without the mixer."""
 
 import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,19 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import lmzip  # noqa: E402
+from device_frames import (  # noqa: E402
+    at_once,
+    check_few_lanes_are_left_to_the_cpu,
+    check_frames_at_once,
+    check_out_of_memory_halves_the_batch,
+    outcomes_beside_damage,
+    watch_batches,
+)
 from lmzip import _core, device_codec, models, torch_codec  # noqa: E402
 from lmzip.codec import CodecRequest, ThreadShare  # noqa: E402
 from lmzip.container import METHOD_NETWORK, METHOD_NETWORK_MIXER  # noqa: E402
 from lmzip.device_codec import Batches, Job, divide  # noqa: E402
-from lmzip.errors import CorruptError, LimitError, LmzipError, UnsupportedError  # noqa: E402
+from lmzip.errors import CorruptError, LimitError, UnsupportedError  # noqa: E402
 from lmzip.lanes import LOGITS  # noqa: E402
 from lmzip.model_file import serialize  # noqa: E402
 from lmzip.native import NativeCodec  # noqa: E402
@@ -79,42 +86,15 @@ def test_the_bundled_model_too(method):
     assert through_torch.decode_frame(payloads, 300) == TEXT[:300]
 
 
-def at_once(work, items):
-    """work(*item) in a thread for each, all of which start together."""
-    barrier = threading.Barrier(len(items))
-
-    def one(item):
-        barrier.wait()
-        return work(*item)
-
-    with ThreadPoolExecutor(len(items)) as pool:
-        return list(pool.map(one, items))
-
-
 def test_frames_that_come_together_are_coded_together(native, through_torch, monkeypatch):
     frames = [(TEXT[1000 * i :][:size], lanes) for i, (size, lanes) in enumerate(SIZES)]
-    batches = []
-    divided = device_codec.divide
-    monkeypatch.setattr(device_codec, "divide", lambda jobs: batches.append(jobs) or divided(jobs))
-    expected = [native.encode_frame(*frame) for frame in frames]
-    assert at_once(through_torch.encode_frame, frames) == expected
-    coded = [(payloads, len(raw)) for payloads, (raw, _) in zip(expected, frames, strict=True)]
-    assert at_once(through_torch.decode_frame, coded) == [raw for raw, _ in frames]
+    batches = watch_batches(monkeypatch)
+    check_frames_at_once(native, through_torch, frames)
     assert max(map(len, batches)) > 1
 
 
 def test_a_damaged_frame_does_not_hurt_those_beside_it(native, through_torch):
-    good, cut, longer = (native.encode_frame(TEXT[i : i + 400], 3) for i in (0, 400, 800))
-    cut = [cut[0], cut[1][:5], cut[2]]
-    longer = [longer[0] + b"more", *longer[1:]]
-
-    def outcome(payloads):
-        try:
-            return through_torch.decode_frame(payloads, 400)
-        except LmzipError as error:
-            return error
-
-    results = at_once(outcome, [(good,), (cut,), (longer,)])
+    results = outcomes_beside_damage(native, through_torch, TEXT[:1200])
     assert results[0] == TEXT[:400]
     assert isinstance(results[1], CorruptError)
     assert "lane 1 ends before" in str(results[1])
@@ -132,27 +112,8 @@ def test_a_short_payload_with_a_huge_size_ends_soon(native, through_torch):
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 def test_out_of_memory_halves_the_batch(native, small_model, method, monkeypatch, direction):
     codec = TorchCodec(request(method, model=small_model))
-    calls = []
-    name = f"_{direction}"
-    whole = getattr(device_codec.DeviceWorker, name)
-
-    def limited(self, groups, threads):
-        count = sum(map(len, groups))
-        calls.append(count)
-        if count > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(self, groups, threads)
-
-    monkeypatch.setattr(device_codec.DeviceWorker, name, limited)
     frames = [(TEXT[i * 100 :][:100], 2) for i in range(6)]
-    expected = [native.encode_frame(*frame) for frame in frames]
-    if direction == "encode":
-        assert at_once(codec.encode_frame, frames) == expected
-    else:
-        raws = at_once(codec.decode_frame, [(payloads, 100) for payloads in expected])
-        assert raws == [raw for raw, _ in frames]
-    assert max(calls) > 2
-    assert calls[-1] <= 2
+    check_out_of_memory_halves_the_batch(native, codec, frames, direction, monkeypatch)
 
 
 def test_a_frame_for_which_there_is_never_memory_is_refused_by_name(small_model, monkeypatch):
@@ -203,13 +164,7 @@ def test_few_lanes_are_left_to_the_cpu(small_model, monkeypatch):
 def test_a_frame_of_few_lanes_is_left_to_the_cpu_beside_others(native, small_model, monkeypatch):
     codec = TorchCodec(request(native.method, model=small_model))
     frames = [(TEXT[:60], 9), (TEXT[60:120], 1), (TEXT[120:180], 9)]
-    coded = [(native.encode_frame(*frame), 60) for frame in frames]
-    monkeypatch.setitem(device_codec.MIN_FRAME_LANES, "cpu", 8)
-    together = []
-    divided = device_codec.divide
-    monkeypatch.setattr(device_codec, "divide", lambda jobs: together.extend(jobs) or divided(jobs))
-    assert at_once(codec.decode_frame, coded) == [raw for raw, _ in frames]
-    assert [job.lanes for job in together] == [9, 9]
+    check_few_lanes_are_left_to_the_cpu(native, codec, frames, monkeypatch)
 
 
 def test_groups_have_about_as_many_lanes_each():

@@ -1,8 +1,6 @@
 """The engine of pretrained models in PyTorch equals the reference and the native one, on logits and
 state, however the work is cut."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -17,6 +15,7 @@ from lmzip.torch_llama import LlamaLanes, State, TorchLlama  # noqa: E402
 from random_llama import random_llama, small_llama  # noqa: E402
 from test_llama_engine import ARCHITECTURES, native, some_tokens  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 LANES, POSITIONS = 3, 40
 CUTS = {
     "prefill": [40],
@@ -26,15 +25,6 @@ CUTS = {
     "step then prefill": [1, 39],
 }
 WIDE = ("qkv", "out", "gate_up", "down", "head")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Stages this small wait longer for threads than they take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def fed(

@@ -2,9 +2,6 @@
 decodes the other's: for every kind of model, alone and many at once, and as files."""
 
 import importlib.util
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,31 +10,32 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import lmzip  # noqa: E402
-from lmzip import _core, codec, device_codec, llama_model, models, torch_token_codec  # noqa: E402
+from device_frames import (  # noqa: E402
+    check_few_lanes_are_left_to_the_cpu,
+    check_frames_at_once,
+    check_out_of_memory_halves_the_batch,
+    outcomes_beside_damage,
+    watch_batches,
+)
+from lmzip import _core, codec, llama_model, models, torch_token_codec  # noqa: E402
 from lmzip.codec import CodecRequest, ThreadShare  # noqa: E402
 from lmzip.container import METHOD_TOKENS  # noqa: E402
-from lmzip.errors import CorruptError, LimitError, LmzipError, UnsupportedError  # noqa: E402
+from lmzip.errors import CorruptError, LimitError, UnsupportedError  # noqa: E402
 from lmzip.token_codec import TokenCodec  # noqa: E402
 from lmzip.torch_llama import TorchLlama  # noqa: E402
 from lmzip.torch_token_codec import TorchTokenCodec, agrees_with_native  # noqa: E402
 from random_llama import random_llama, small_llama  # noqa: E402
 from test_llama_engine import ARCHITECTURES  # noqa: E402
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("tokenizers") is None, reason="the tokenizers library is missing"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("tokenizers") is None, reason="the tokenizers library is missing"
+    ),
+    pytest.mark.usefixtures("one_torch_thread"),
+]
 TEXT = b"the tea at ten, then the neat tan ant ate at a tee; \xff\x04 " * 12
 SMALL = random_llama(small_llama(), 7)
 SIZES = [(1, 1), (2, 3), (70, 1), (131, 4), (400, 70), (10, 7)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Stages this small wait longer for threads than they take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def save(folder: Path, model: llama_model.LlamaModel) -> models.ModelInfo:
@@ -86,42 +84,15 @@ def test_the_same_bytes_from_both_and_each_decodes_the_other(
     assert_same(native, through_torch, TEXT[:size], lanes)
 
 
-def at_once(work, items):
-    """work(*item) in a thread for each, all of which start together."""
-    barrier = threading.Barrier(len(items))
-
-    def one(item):
-        barrier.wait()
-        return work(*item)
-
-    with ThreadPoolExecutor(len(items)) as pool:
-        return list(pool.map(one, items))
-
-
 def test_frames_that_come_together_are_coded_together(native, through_torch, monkeypatch) -> None:
     frames = [(TEXT[10 * i :][:size], lanes) for i, (size, lanes) in enumerate(SIZES)]
-    batches = []
-    divided = device_codec.divide
-    monkeypatch.setattr(device_codec, "divide", lambda jobs: batches.append(jobs) or divided(jobs))
-    expected = [native.encode_frame(*frame) for frame in frames]
-    assert at_once(through_torch.encode_frame, frames) == expected
-    coded = [(payloads, len(raw)) for payloads, (raw, _) in zip(expected, frames, strict=True)]
-    assert at_once(through_torch.decode_frame, coded) == [raw for raw, _ in frames]
+    batches = watch_batches(monkeypatch)
+    check_frames_at_once(native, through_torch, frames)
     assert max(map(len, batches)) > 1
 
 
 def test_a_damaged_frame_does_not_hurt_those_beside_it(native, through_torch) -> None:
-    good, cut, longer = (native.encode_frame(TEXT[i : i + 150], 3) for i in (0, 150, 300))
-    cut = [cut[0], cut[1][:5], cut[2]]
-    longer = [longer[0] + b"more", *longer[1:]]
-
-    def outcome(payloads):
-        try:
-            return through_torch.decode_frame(payloads, 150)
-        except LmzipError as error:
-            return error
-
-    results = at_once(outcome, [(good,), (cut,), (longer,)])
+    results = outcomes_beside_damage(native, through_torch, TEXT[:450])
     assert results[0] == TEXT[:150]
     for result, lane in ((results[1], "lane 1"), (results[2], "lane 0")):
         assert isinstance(result, CorruptError)
@@ -137,25 +108,8 @@ def test_a_short_payload_with_a_huge_size_ends_soon(native, through_torch) -> No
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 def test_out_of_memory_halves_the_batch(native, small, monkeypatch, direction) -> None:
     ours = TorchTokenCodec(request(small))
-    calls = []
-    whole = getattr(device_codec.DeviceWorker, f"_{direction}")
-
-    def limited(self, groups, threads):
-        calls.append(sum(map(len, groups)))
-        if calls[-1] > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(self, groups, threads)
-
-    monkeypatch.setattr(device_codec.DeviceWorker, f"_{direction}", limited)
     frames = [(TEXT[i * 40 :][:40], 2) for i in range(6)]
-    expected = [native.encode_frame(*frame) for frame in frames]
-    if direction == "encode":
-        assert at_once(ours.encode_frame, frames) == expected
-    else:
-        raws = at_once(ours.decode_frame, [(payloads, 40) for payloads in expected])
-        assert raws == [raw for raw, _ in frames]
-    assert max(calls) > 2
-    assert calls[-1] <= 2
+    check_out_of_memory_halves_the_batch(native, ours, frames, direction, monkeypatch)
 
 
 def test_a_frame_for_which_there_is_never_memory_is_refused_by_name(small, monkeypatch) -> None:
@@ -170,13 +124,7 @@ def test_a_frame_for_which_there_is_never_memory_is_refused_by_name(small, monke
 def test_a_frame_of_few_lanes_is_left_to_the_cpu_beside_others(native, small, monkeypatch) -> None:
     ours = TorchTokenCodec(request(small))
     frames = [(TEXT[:30], 9), (TEXT[30:60], 1), (TEXT[60:90], 9)]
-    coded = [(native.encode_frame(*frame), 30) for frame in frames]
-    monkeypatch.setitem(device_codec.MIN_FRAME_LANES, "cpu", 8)
-    together = []
-    divided = device_codec.divide
-    monkeypatch.setattr(device_codec, "divide", lambda jobs: together.extend(jobs) or divided(jobs))
-    assert at_once(ours.decode_frame, coded) == [raw for raw, _ in frames]
-    assert [job.lanes for job in together] == [9, 9]
+    check_few_lanes_are_left_to_the_cpu(native, ours, frames, monkeypatch)
 
 
 def test_memory_counts_what_a_device_takes_besides(native, through_torch) -> None:

@@ -16,19 +16,12 @@ from lmzip import corpus, train  # noqa: E402
 from lmzip.errors import CorruptError, NotLmzError, UnsupportedError  # noqa: E402
 from lmzip.model_file import Architecture, load, parse, serialize  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 TEXT = b"the cat sat on the mat; the dog sat on the log; " * 400
 TOY = {
     "d_model": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "d_ff": 64,
     "windows": [16], "ngrams": [{"order": 2, "log2_slots": 6, "offset": 0, "width": 32}],
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from lmzip import _core
-from lmzip.codec import CodecRequest
+from lmzip.codec import CodecRequest, lane_ranges
 from lmzip.container import METHOD_NETWORK
 from lmzip.device_codec import (
     DecodeGroup,
@@ -166,9 +166,8 @@ def lockstep_text(jobs: Sequence[Job], length: int) -> npt.NDArray[np.uint8]:
     first = 0
     for job in jobs:
         raw = np.frombuffer(job.raw, np.uint8)
-        for lane in range(job.lanes):
-            piece = raw[lane * job.stride : (lane + 1) * job.stride]
-            text[first + lane, 1 : 1 + len(piece)] = piece
+        for lane, (begin, end) in enumerate(lane_ranges(job.raw_size, job.lanes)):
+            text[first + lane, 1 : 1 + end - begin] = raw[begin:end]
         first += job.lanes
     return text
 

@@ -82,7 +82,8 @@ def int8_sums_are_exact(device: torch.device) -> bool:
     the processor has VNNI.
     """
     if device.type == "cpu":
-        return torch.cpu._is_vnni_supported()
+        # The name is PyTorch's own affair, and may be missing in some version that we support.
+        return bool(getattr(torch.cpu, "_is_vnni_supported", bool)())
     return device.type == "cuda"
 
 

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lmzip.cuda_graph import CudaGraph
 from lmzip.llama_model import LlamaModel
 from lmzip.llama_reference import EXP16, RESIDUAL_MAX, TINY, limit
 from lmzip.model_file import Array
@@ -445,56 +446,42 @@ class LlamaLanes:
 
     def __init__(self, engine: TorchLlama, lanes: int, count: int, positions: int) -> None:
         self._engine = engine
-        self._cuda = engine.device.type == "cuda"
-        self._state = engine.start(lanes, positions, count, graph=self._cuda)
-        self._tokens = torch.zeros(lanes, count, dtype=torch.int64, pin_memory=self._cuda)
-        if self._cuda:
+        cuda = engine.device.type == "cuda"
+        self._state = engine.start(lanes, positions, count, graph=cuda)
+        self._tokens = torch.zeros(lanes, count, dtype=torch.int64, pin_memory=cuda)
+        self._graph: CudaGraph[Tensor] | None = None
+        if cuda:
             shape = lanes, count, engine.arch.vocabulary
             self._out = torch.empty(shape, dtype=torch.int32, pin_memory=True)
             self._inputs = self._tokens.to(engine.device)
-            self._capture()
+            self._graph = CudaGraph(engine.device, lambda: engine.feed(self._state, self._inputs))
             self.restart()
-
-    def _capture(self) -> None:
-        with torch.cuda.device(self._engine.device):
-            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                self._engine.feed(self._state, self._inputs)  # sets cuBLAS up before the capture
-            self._stream.synchronize()
-            self._graph = torch.cuda.CUDAGraph()
-            # Other threads, each with a device of its own, may go on meanwhile.
-            with torch.cuda.graph(
-                self._graph, stream=self._stream, capture_error_mode="thread_local"
-            ):
-                self._logits = self._engine.feed(self._state, self._inputs)
 
     def restart(self) -> None:
         """Go back to position 0, with new lanes."""
-        if not self._cuda:
+        if self._graph is None:
             self._engine.restart(self._state)
             return
-        with torch.cuda.device(self._engine.device), torch.cuda.stream(self._stream):
+        with self._graph.on_stream():
             self._engine.restart(self._state)
 
     def launch(self, tokens: NDArray[np.uint32]) -> None:
         """Start to evaluate the next block; tokens (lanes, count) are copied."""
         # The last block is done, so its copy from pinned memory is too.
         np.copyto(self._tokens.numpy(), tokens)
-        if not self._cuda:
+        if self._graph is None:
             self._out = self._engine.feed(self._state, self._tokens)
             return
-        with torch.cuda.device(self._engine.device), torch.cuda.stream(self._stream):
+        with self._graph.on_stream():
             self._inputs.copy_(self._tokens, non_blocking=True)
             self._graph.replay()
-            self._out.copy_(self._logits, non_blocking=True)
-            self._done.record()
+            self._out.copy_(self._graph.result, non_blocking=True)
+            self._graph.record_done()
 
     def wait(self) -> NDArray[np.int32]:
         """Logits (lanes, count, vocabulary), whoever reads them may change them; they stay until
         the next launch."""
-        if self._cuda:
-            self._done.synchronize()
+        if self._graph is not None:
+            self._graph.wait()
         out: NDArray[np.int32] = self._out.numpy()
         return out

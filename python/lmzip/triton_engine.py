@@ -16,6 +16,7 @@ import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
 from lmzip import _core, triton_kernels
+from lmzip.cuda_graph import CudaGraph
 from lmzip.lanes import DISTANCES, INTERVALS, LOGITS, SEARCH, Result
 from lmzip.model_file import Array, ExactModel
 from lmzip.reference import EXP8
@@ -340,9 +341,9 @@ class TritonLanes:
     def __init__(self, engine: TritonEngine, lanes: int, count: int, mode: str) -> None:
         self._engine, self._mode = engine, mode
         self._buffers = b = engine.buffers(lanes, count)
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graph: CudaGraph[None] | None = None
         if engine.device.type == "cuda":
-            self._capture()
+            self._graph = CudaGraph(engine.device, self._evaluate)
         else:
             self._evaluate()
         self.restart()
@@ -354,26 +355,11 @@ class TritonLanes:
     def _evaluate(self) -> None:
         self._engine.evaluate(self._buffers, self._mode)
 
-    def _capture(self) -> None:
-        with torch.cuda.device(self._engine.device):
-            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                self._evaluate()  # kernels are compiled, and cuBLAS is set up, before the capture
-            self._stream.synchronize()
-            self._graph = torch.cuda.CUDAGraph()
-            # Other threads, each with a device of its own, may go on meanwhile.
-            with torch.cuda.graph(
-                self._graph, stream=self._stream, capture_error_mode="thread_local"
-            ):
-                self._evaluate()
-
     def restart(self) -> None:
         if self._graph is None:
             self._engine.restart(self._buffers)
             return
-        with torch.cuda.device(self._engine.device), torch.cuda.stream(self._stream):
+        with self._graph.on_stream():
             self._engine.restart(self._buffers)
 
     def launch(self, inputs: Array | None, given: Array | None) -> None:
@@ -385,9 +371,9 @@ class TritonLanes:
         if self._graph is None:
             self._run(inputs is not None, given is not None)
             return
-        with torch.cuda.device(self._engine.device), torch.cuda.stream(self._stream):
+        with self._graph.on_stream():
             self._run(inputs is not None, given is not None)
-            self._done.record()
+            self._graph.record_done()
 
     def _run(self, new_inputs: bool, new_given: bool) -> None:
         b = self._buffers
@@ -405,7 +391,7 @@ class TritonLanes:
 
     def wait(self) -> Result:
         if self._graph is not None:
-            self._done.synchronize()
+            self._graph.wait()
         rows = self._out.numpy()
         if self._mode == DISTANCES:
             rows = rows.view(np.uint16)

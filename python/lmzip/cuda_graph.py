@@ -1,0 +1,50 @@
+"""A block of work on a CUDA device: one graph, on a stream of its own.
+
+What triton_engine.TritonLanes and torch_llama.LlamaLanes have in common there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class CudaGraph(Generic[T]):
+    """`work`, recorded; `result` is what it returned then, and is made again by every replay()."""
+
+    def __init__(self, device: torch.device, work: Callable[[], T]) -> None:
+        self._device = device
+        with torch.cuda.device(device):
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                work()  # kernels are compiled, and cuBLAS is set up, before the capture
+            self._stream.synchronize()
+            self._graph = torch.cuda.CUDAGraph()
+            # Other threads, each with a device of its own, may go on meanwhile.
+            with torch.cuda.graph(
+                self._graph, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                self.result = work()
+
+    @contextlib.contextmanager
+    def on_stream(self) -> Iterator[None]:
+        """What is done within goes to the device and the stream of the graph."""
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            yield
+
+    def replay(self) -> None:
+        self._graph.replay()
+
+    def record_done(self) -> None:
+        """wait() returns when all that is on the stream by now is done."""
+        self._done.record()
+
+    def wait(self) -> None:
+        self._done.synchronize()

@@ -91,8 +91,10 @@ class Apm {
     return (p22_of(knots_[index]) * (kStep - weight) + p22_of(knots_[index + 1]) * weight) / kStep;
   }
 
-  void prefetch(size_t context) const { __builtin_prefetch(knots_.data() + context * kKnots); }
-  void prefetch_two(size_t context) const {
+  [[gnu::always_inline]] void prefetch(size_t context) const {
+    __builtin_prefetch(knots_.data() + context * kKnots);
+  }
+  [[gnu::always_inline]] void prefetch_two(size_t context) const {
     prefetch(context);
     prefetch(context + 1);
   }

@@ -18,7 +18,7 @@ namespace {
 
 constexpr size_t kBand = kTileRows;  // positions that are encoded at once
 constexpr size_t kMinGroup = 4;      // lanes that are worth a thread when decoding
-constexpr size_t kSlots = 3;         // bands whose weights wait for the mixer
+constexpr size_t kSlots = 3;         // bands whose opinions wait for the mixer
 
 // Where the bytes of a frame are.
 struct Pieces {
@@ -73,7 +73,7 @@ class FrameEncoder {
     const size_t bands = (pieces_.stride + kBand - 1) / kBand;
     if (has_mixer(params)) {
       mixer_.emplace_back(mixer_params(params), raw.size(), static_cast<int>(lanes));
-      weights_ = AlignedArray<uint32_t>(std::min(bands, kSlots) * lanes * kBand * kLogits);
+      opinions_ = AlignedArray<Opinions>(std::min(bands, kSlots) * lanes * kBand);
       bands_ready_ = std::vector<std::atomic<uint32_t>>(bands);
     }
     for (size_t band = 0; band < bands; ++band) {
@@ -129,7 +129,7 @@ class FrameEncoder {
                       static_cast<uint32_t>(end));
     forward(model_, {rows, end - begin}, cache_, workspace, logits, &gate);
     if (has_mixer(params_)) {
-      hand_over(job, thread, band, lane, end - begin, logits);
+      hand_over(job, thread, band, lane, {bytes + begin, end - begin}, logits);
     } else {
       code(gate, lane, bytes + begin, end - begin, logits);
     }
@@ -149,15 +149,18 @@ class FrameEncoder {
     gate.leave(model_.arch().n_layers);
   }
 
-  uint32_t* weights(size_t band, size_t lane, size_t i) {
-    return weights_.data() + ((band % kSlots * pieces_.lanes + lane) * kBand + i) * kLogits;
+  Opinions* opinions(size_t band, size_t lane) {
+    return opinions_.data() + (band % kSlots * pieces_.lanes + lane) * kBand;
   }
 
-  void hand_over(Job& job, size_t thread, size_t band, size_t lane, size_t count,
+  void hand_over(Job& job, size_t thread, size_t band, size_t lane, std::span<const uint8_t> bytes,
                  const int32_t* logits) {
     job.wait(thread, [&] { return mixed_.load(std::memory_order_acquire) + kSlots > band; });
-    for (size_t i = 0; i < count; ++i)
-      logits_to_weights(logits + i * kLogits, kLogits, weights(band, lane, i));
+    uint32_t weights[kLogits];
+    for (size_t i = 0; i < bytes.size(); ++i) {
+      logits_to_weights(logits + i * kLogits, kLogits, weights);
+      opinions(band, lane)[i] = network_opinions(weights, bytes[i]);
+    }
     bands_ready_[band].fetch_add(1, std::memory_order_release);
   }
 
@@ -170,7 +173,7 @@ class FrameEncoder {
     for (size_t t = begin; t < end; ++t) {
       for (size_t lane = 0; lane < pieces_.active(t); ++lane) {
         mixer_[0].encode_byte(static_cast<int>(lane), raw_[pieces_.begin(lane) + t],
-                              weights(band, lane, t - begin), coders_[lane]);
+                              opinions(band, lane)[t - begin], coders_[lane]);
       }
     }
     mixed_.store(band + 1, std::memory_order_release);
@@ -188,7 +191,7 @@ class FrameEncoder {
   std::atomic<size_t> next_task_{0};
   // With the mixer only:
   std::vector<Mixer> mixer_;                        // one
-  AlignedArray<uint32_t> weights_;                  // (kSlots, lanes, kBand, 256)
+  AlignedArray<Opinions> opinions_;                 // (kSlots, lanes, kBand)
   std::vector<std::atomic<uint32_t>> bands_ready_;  // (bands): lanes that are predicted
   std::atomic<size_t> mixed_{0};                    // bands
 };

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "aligned.h"
 #include "mixer_lane.h"
 
 namespace lmzip {
@@ -16,6 +17,10 @@ struct Match {
   uint32_t length = 0;  // bytes that agreed without interruption; verified, then counted
   uint32_t misses = 0;  // recent disagreements that the match outlived
   int expected = -1;    // the byte expected, -1: none
+
+  // Of the step that begins.
+  uint32_t place = 0;      // in the table, of the lane's last bytes
+  uint32_t candidate = 0;  // the frame position behind the same bytes, 0: none is looked at
 };
 
 class MatchModel {
@@ -29,21 +34,36 @@ class MatchModel {
   MatchModel(int min_length, int log2_size)
       : table_(size_t{1} << log2_size), min_length_(min_length), shift_(32 - log2_size) {}
 
-  // After a byte of this lane: follows or finds a match, and remembers this place.
-  void advance(Match& match, const Lane& lane, const std::vector<Lane>& lanes, uint32_t stride,
-               const SharedPast& past) {
+  // At the start of a step all lanes move on together, in three passes: what one pass asks of the
+  // memory for a lane is on the way while it goes on to the next.  First, where to look:
+  [[gnu::always_inline]] void fetch(Match& match, const Lane& lane) const {
+    match.place = hash(lane) >> shift_;
+    __builtin_prefetch(&table_[match.place]);
+  }
+
+  // Then follows the match by the lane's last byte, and remembers this place.
+  void follow(Match& match, const Lane& lane, const SharedPast& past) {
     follow(match, static_cast<uint8_t>(lane.byte_back(1)));
+    match.candidate = 0;
     if (lane.pos() - lane.begin() >= static_cast<uint32_t>(min_length_)) {
-      uint32_t& place = table_[hash(lane) >> shift_];
-      if (match.length < kReplaceBelow && place != 0) find(match, lane, past, place);
+      uint32_t& place = table_[match.place];
+      if (match.length < kReplaceBelow && place != 0) {
+        match.candidate = place;
+        __builtin_prefetch(past.bytes.data() + place - 1);
+      }
       place = lane.pos();
     }
+    __builtin_prefetch(past.bytes.data() + match.at);
+  }
+
+  // Then takes a longer one if there is one, and says what it expects.
+  void settle(Match& match, const Lane& lane, const std::vector<Lane>& lanes, uint32_t stride,
+              const SharedPast& past) const {
+    if (match.candidate != 0) find(match, lane, past);
     match.expected = known(match.at, lanes, stride) && (match.length > 0 || match.misses > 0)
                          ? past.bytes[match.at]
                          : -1;
   }
-
-  void prefetch(const Lane& lane) const { __builtin_prefetch(&table_[hash(lane) >> shift_]); }
 
   // 0 .. kContexts - 1: how far the match is to be trusted.
   static uint32_t trust(const Match& match) {
@@ -65,7 +85,7 @@ class MatchModel {
 
   static void follow(Match& match, uint8_t byte) {
     if (match.expected < 0) {
-      match = Match();
+      forget(match);
       return;
     }
     ++match.at;
@@ -74,15 +94,25 @@ class MatchModel {
       if (match.length >= 16) match.misses = 0;
     } else {
       match.length = 0;
-      if (++match.misses > kMaxMisses) match = Match();
+      if (++match.misses > kMaxMisses) forget(match);
     }
   }
 
-  void find(Match& match, const Lane& lane, const SharedPast& past, uint32_t place) const {
+  static void forget(Match& match) {
+    match.at = match.length = match.misses = 0;
+    match.expected = -1;
+  }
+
+  void find(Match& match, const Lane& lane, const SharedPast& past) const {
+    const uint32_t place = match.candidate;
     const uint32_t most = std::min({kVerify, place, lane.pos() - lane.begin()});
     uint32_t n = 0;
     while (n < most && past.bytes[place - 1 - n] == past.bytes[lane.pos() - 1 - n]) ++n;
-    if (n >= static_cast<uint32_t>(min_length_) && n > match.length) match = {place, n, 0, -1};
+    if (n >= static_cast<uint32_t>(min_length_) && n > match.length) {
+      match.at = place;
+      match.length = n;
+      match.misses = 0;
+    }
   }
 
   // Whether the byte there is decoded: it lies in a lane's piece, before that lane's position.
@@ -100,7 +130,7 @@ class MatchModel {
                    static_cast<uint32_t>(lane.older() >> 32));
   }
 
-  std::vector<uint32_t> table_;
+  AlignedArray<uint32_t> table_;
   int min_length_;
   int shift_;
 };

@@ -217,13 +217,12 @@ struct Avx2Kernel {
     for (size_t i = 0; i < 16; i += 4) {
       __m256i quarters[4];
       for (size_t j = 0; j < 4; ++j) {
-        const auto* group = reinterpret_cast<const __m256i*>(weights + 16 * (i + j));
-        quarters[j] =
-            _mm256_add_epi32(_mm256_srli_epi32(_mm256_loadu_si256(group), kWeightShift),
-                             _mm256_srli_epi32(_mm256_loadu_si256(group + 1), kWeightShift));
+        const uint32_t* group = weights + 16 * (i + j);
+        quarters[j] = _mm256_add_epi32(_mm256_srli_epi32(load_anywhere(group), kWeightShift),
+                                       _mm256_srli_epi32(load_anywhere(group + 8), kWeightShift));
       }
-      _mm_store_si128(reinterpret_cast<__m128i*>(sums + i),
-                      sum_four(quarters[0], quarters[1], quarters[2], quarters[3]));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(sums + i),
+                       sum_four(quarters[0], quarters[1], quarters[2], quarters[3]));
     }
   }
 
@@ -231,12 +230,13 @@ struct Avx2Kernel {
     const __m128i shift = _mm_cvtsi32_si128(PortableKernel::sum_nodes(sums));
     const __m256i one = _mm256_set1_epi32(1);
     for (size_t n = 0; n < 16; n += 8) {
-      const __m256i a = load(&sums[2 * n]), b = load(&sums[2 * n + 8]);
+      const __m256i a = load_anywhere(&sums[2 * n]), b = load_anywhere(&sums[2 * n + 8]);
       const __m256i lower = _mm256_srl_epi32(shuffle<0x88>(a, b), shift);
       const __m256i upper = _mm256_srl_epi32(shuffle<0xDD>(a, b), shift);
       const __m256i z = ratios(_mm256_or_si256(_mm256_slli_epi32(upper, 1), one),
                                _mm256_or_si256(_mm256_slli_epi32(lower, 1), one));
-      store(&stretched[n], _mm256_permute4x64_epi64(z, 0xD8));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(&stretched[n]),
+                          _mm256_permute4x64_epi64(z, 0xD8));
     }
   }
 
@@ -250,6 +250,9 @@ struct Avx2Kernel {
  private:
   LMZIP_AVX2 __m256i load(const void* p) {
     return _mm256_load_si256(static_cast<const __m256i*>(p));
+  }
+  LMZIP_AVX2 __m256i load_anywhere(const void* p) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
   }
   LMZIP_AVX2 void store(void* p, __m256i x) { _mm256_store_si256(static_cast<__m256i*>(p), x); }
   LMZIP_AVX2 __m256i limited(__m256i x, int limit) {

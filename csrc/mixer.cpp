@@ -9,6 +9,35 @@
 
 namespace lmzip {
 
+namespace {
+
+template <class Mix>
+[[gnu::always_inline]] inline Opinions opinions_of(const uint32_t* weights, uint8_t byte) {
+  NetworkBits network{weights};
+  Opinions opinions;
+  for (size_t nibble = 0; nibble < 2; ++nibble) {
+    network.nodes<Mix>(nibble == 0 ? 0 : 16u | byte >> 4);
+    opinions.nodes[nibble] = network.stretched;
+  }
+  return opinions;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2,bmi,bmi2"), flatten)) Opinions opinions_avx2(const uint32_t* weights,
+                                                                         uint8_t byte) {
+  return opinions_of<Avx2Kernel>(weights, byte);
+}
+#endif
+
+}  // namespace
+
+Opinions network_opinions(const uint32_t* weights, uint8_t byte) {
+#if defined(__x86_64__)
+  if (active_kernel() >= Kernel::kAvx2) return opinions_avx2(weights, byte);
+#endif
+  return opinions_of<PortableKernel>(weights, byte);
+}
+
 size_t mixer_memory(const MixerParams& params, size_t raw_size, size_t lanes) {
   constexpr size_t kPlaces = size_t{2} << 24;  // of two match tables, 2^22 places of 4 bytes each
   constexpr size_t kSmall = size_t{24} << 20;  // refinements, weights, successors
@@ -17,7 +46,8 @@ size_t mixer_memory(const MixerParams& params, size_t raw_size, size_t lanes) {
          std::min(kPlaces, size_t{16} * (raw_size + 1024)) + kSmall;
 }
 
-Mixer::Mixer(const MixerParams& params, size_t raw_size, int lanes) {
+Mixer::Mixer(const MixerParams& params, size_t raw_size, int lanes)
+    : with_network_(params.with_network) {
   if (params.log2_memory < kMixerMinLog2Memory || params.log2_memory > kMixerMaxLog2Memory) {
     throw std::invalid_argument("mixer memory is 2^" + std::to_string(params.log2_memory) +
                                 " bytes; expected 2^16 to 2^30");
@@ -48,7 +78,12 @@ Mixer::Mixer(Mixer&&) noexcept = default;
 Mixer& Mixer::operator=(Mixer&&) noexcept = default;
 
 void Mixer::encode_byte(int lane, uint8_t byte, const uint32_t* weights, RangeEncoder& encoder) {
-  engine_->encode(lane, byte, weights, encoder);
+  Opinions opinions;
+  if (with_network_) opinions = network_opinions(weights, byte);
+  engine_->encode(lane, byte, opinions, encoder);
+}
+void Mixer::encode_byte(int lane, uint8_t byte, const Opinions& opinions, RangeEncoder& encoder) {
+  engine_->encode(lane, byte, opinions, encoder);
 }
 uint8_t Mixer::decode_byte(int lane, const uint32_t* weights, RangeDecoder& decoder) {
   return engine_->decode(lane, weights, decoder);

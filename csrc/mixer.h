@@ -5,6 +5,7 @@
 // byte comes with its row of 256 weights, and their bit probabilities are one more input.  Integers
 // only: the same bytes on every machine and with every kernel.  Specified in docs/mixer.md.
 #pragma once
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -20,6 +21,15 @@ enum class MixerProfile : uint8_t { kText = 0, kBinary = 1, kStrong = 2, kSample
 
 inline constexpr int kMixerMinLog2Memory = 16;
 inline constexpr int kMixerMaxLog2Memory = 30;
+
+// What a network says of the bits of one byte, stretched: of the nodes 1 to 15 of its first nibble
+// and, where that is known, of its second.
+struct Opinions {
+  std::array<std::array<int32_t, 16>, 2> nodes;
+};
+
+// weights: 256 numbers below 2^31, not all zero.
+Opinions network_opinions(const uint32_t* weights, uint8_t byte);
 
 // Everything that a decoder must know besides the payloads.
 struct MixerParams {
@@ -42,14 +52,16 @@ class Mixer {
   Mixer& operator=(Mixer&&) noexcept;
 
   // Lanes must be called in the order of the lockstep, each for as many bytes as its piece has.
-  // weights: 256 numbers below 2^31, not all zero; read only with a network.
+  // weights or what network_opinions() makes of them: read only with a network.
   void encode_byte(int lane, uint8_t byte, const uint32_t* weights, RangeEncoder& encoder);
+  void encode_byte(int lane, uint8_t byte, const Opinions& opinions, RangeEncoder& encoder);
   uint8_t decode_byte(int lane, const uint32_t* weights, RangeDecoder& decoder);
 
   // A hash of everything that can influence later bytes: for tests.
   uint64_t state_hash() const;
 
  private:
+  bool with_network_;
   std::unique_ptr<MixerEngine> engine_;
 };
 

@@ -161,9 +161,9 @@ struct StrongProfile {
   static constexpr bool kSamples = false;
   static constexpr bool kCode = false;
   static constexpr Context kContexts[] = {
-      Context::kOrder3,   Context::kOrder4,   Context::kOrder6,    Context::kWord,
-      Context::kWordPair, Context::kWordSkip, Context::kKey,       Context::kAfterPair,
-      Context::kField,    Context::kShape,    Context::kCellAbove, Context::kExpected,
+      Context::kOrder3,   Context::kOrder6,    Context::kWord,      Context::kWordPair,
+      Context::kWordSkip, Context::kKey,       Context::kAfterPair, Context::kField,
+      Context::kShape,    Context::kCellAbove, Context::kExpected,
   };
 };
 struct SampleProfile {

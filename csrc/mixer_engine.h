@@ -35,14 +35,42 @@ namespace lmzip {
 class MixerEngine {
  public:
   virtual ~MixerEngine() = default;
-  virtual void encode(int lane, uint8_t byte, const uint32_t* weights, RangeEncoder& encoder) = 0;
+  virtual void encode(int lane, uint8_t byte, const Opinions& opinions, RangeEncoder& encoder) = 0;
   virtual uint8_t decode(int lane, const uint32_t* weights, RangeDecoder& decoder) = 0;
   virtual uint64_t state_hash() const = 0;
+};
+
+// What a network says of a byte's bits, from its weights.
+struct NetworkBits {
+  const uint32_t* weights;
+  std::array<uint32_t, 32> sums;      // of a nibble's nodes and leaves
+  std::array<int32_t, 16> stretched;  // its nodes' probabilities
+
+  explicit NetworkBits(const uint32_t* weights_) : weights(weights_) {}
+
+  // partial: 0 for the first nibble, 16..31 for the second.
+  template <class Mix>
+  const int32_t* nodes(uint32_t partial) {
+    if (partial == 0) {
+      Mix::groups(weights, &sums[16]);
+    } else {
+      for (size_t i = 0; i < 16; ++i)
+        sums[16 + i] = weights[16 * (partial - 16) + i] >> kWeightShift;
+    }
+    Mix::nodes(sums, stretched);
+    return stretched.data();
+  }
 };
 
 struct EncodeBits {
   RangeEncoder& encoder;
   uint32_t byte;
+  const Opinions& opinions;
+
+  template <class Mix>
+  const int32_t* nodes(uint32_t partial) const {
+    return opinions.nodes[partial != 0].data();
+  }
   int code(int i, uint32_t p1) {
     const bool bit = byte >> (7 - i) & 1;
     encoder.encode_bit(bit, p1, kProbBits);
@@ -52,6 +80,12 @@ struct EncodeBits {
 
 struct DecodeBits {
   RangeDecoder& decoder;
+  NetworkBits network;
+
+  template <class Mix>
+  const int32_t* nodes(uint32_t partial) {
+    return network.nodes<Mix>(partial);
+  }
   int code(int, uint32_t p1) { return decoder.decode_bit(p1, kProbBits); }
 };
 
@@ -92,10 +126,11 @@ class Engine final : public MixerEngine {
   static_assert(Profile::kContexts[kContexts - 1] == Context::kExpected);
   static constexpr size_t kHashes =
       kContexts + (Profile::kSamples ? SamplePredictor::kContexts : 0);
-  static constexpr size_t kSlots = kHashes + 1;  // the last is order 0
-  // Input pairs of the mixer: of each slot, of each match, the constant, two of the network.
-  enum Extra : size_t { kMatchPair, kLongMatchPair, kConstantPair, kNetworkPair, kRefinedPair };
-  using Inputs = MixInputs<kSlots, kNetwork ? 5 : 3>;
+  static constexpr size_t kHistories = kHashes + 1;  // the last is order 0
+  // The slots of the mixer, whose cells learn: histories and the two matches.
+  static constexpr size_t kMatchSlot = kHistories, kLongMatchSlot = kHistories + 1;
+  static constexpr size_t kSlots = kHistories + 2;
+  using Inputs = MixInputs<kSlots, 1>;  // and the network's opinion, or a constant
   static constexpr size_t kSets = kNetwork ? 5 : 4;
   using Weights = WeightSets<int16_t, Inputs::kInputs>;
 
@@ -105,8 +140,8 @@ class Engine final : public MixerEngine {
   static constexpr uint32_t kExtraRateBytes = 16384;  // where half of the extra is gone
   static constexpr int kFinalRate = 6;
   static constexpr int kSure = 1536;  // 6 nats: 1 in 404
+  static constexpr int kCaution = 1024, kMostCaution = 1 << 16, kCautionFades = 512;
   static constexpr uint32_t kMapLimit = 255;
-  static constexpr uint32_t kMatchMapLimit = 1023;
   static constexpr uint32_t kApmLimit = 127;
   static constexpr int kMinMatch = 5, kMinLongMatch = 20;
   static constexpr uint32_t kNibbles = 17;
@@ -123,31 +158,33 @@ class Engine final : public MixerEngine {
                Weights(kNetwork ? 16 * kMatchOpinions * 2 : 1, kInitialWeight)},
         final_sets_(256, 0) {
     for (size_t s = 0; s < kSets; ++s) final_sets_.fill_input(s, 65536 / kSets);
-    inputs_.extra[kConstantPair] = {256, 0};
-    past_.bytes.resize(raw_size);
+    inputs_.extra[0] = {256, 0};
+    past_.bytes = AlignedArray<uint8_t>(raw_size);
     for (size_t i = 0; i < static_cast<size_t>(lanes); ++i) {
       const size_t begin = std::min(stride_ * i, raw_size);
       lanes_.emplace_back(static_cast<uint32_t>(begin),
                           static_cast<uint32_t>(std::min(begin + stride_, raw_size)),
                           Profile::kCode);
     }
+    active_ = lanes_.size();
     hashes_.resize(lanes_.size());
+    caution_.resize(lanes_.size());
+    first_hashes_.resize(lanes_.size());
     if (Profile::kSamples) samples_.resize(lanes_.size());
     start_maps();
     if (kNetwork) {
-      for (Weights& sets : first_)
-        sets.fill_input(2 * (kSlots + kNetworkPair), kInitialNetworkWeight);
+      for (Weights& sets : first_) sets.fill_input(2 * (kSlots), kInitialNetworkWeight);
     }
     for (size_t lane = 0; lane < lanes_.size(); ++lane) prepare(lane);
     mark_ablated();
   }
 
-  void encode(int lane, uint8_t byte, const uint32_t* weights, RangeEncoder& encoder) override {
-    code_byte(static_cast<size_t>(lane), weights, EncodeBits{encoder, byte});
+  void encode(int lane, uint8_t byte, const Opinions& opinions, RangeEncoder& encoder) override {
+    code_byte(static_cast<size_t>(lane), EncodeBits{encoder, byte, opinions});
   }
 
   uint8_t decode(int lane, const uint32_t* weights, RangeDecoder& decoder) override {
-    return code_byte(static_cast<size_t>(lane), weights, DecodeBits{decoder});
+    return code_byte(static_cast<size_t>(lane), DecodeBits{decoder, NetworkBits{weights}});
   }
 
   uint64_t state_hash() const override {
@@ -164,21 +201,22 @@ class Engine final : public MixerEngine {
   static constexpr int16_t kInitialWeight = kNetwork ? 375 : 750;
   static constexpr int16_t kInitialNetworkWeight = 5000;
 
-  // One of the two matches: of every lane, and of the byte and the bit being coded.
+  // One of the two matches: of every lane, and of the byte being coded.
   struct Matcher {
     MatchModel model;
     std::vector<Match> lanes;
-    std::array<MixerCell, MatchModel::kContexts> maps{};
-    uint32_t expected = 0;  // the byte behind a leading one, 0 once it is contradicted
+    // By trust and the bit expected; the last says nothing, for want of a match.
+    std::array<MixerCell, 2 * MatchModel::kContexts + 1> cells{};
+    uint32_t expected = 0;  // the byte behind a leading one, 0: none
     uint32_t trust = 0;
-    int bit = 0;
 
     Matcher(int min_length, size_t raw_size, size_t lanes_)
         : model(min_length, std::clamp(static_cast<int>(std::bit_width(raw_size)), 10, 22)),
           lanes(lanes_) {
       for (uint32_t i = 0; i < MatchModel::kContexts; ++i) {
-        const uint32_t length = i / 4;
-        maps[i] = MixerCell::starting(61440 * (length + 1) / (length + 2), 4);
+        const uint32_t right = 61440 * (i / 4 + 1) / (i / 4 + 2);
+        cells[2 * i] = MixerCell::starting(65536 - right, 4);
+        cells[2 * i + 1] = MixerCell::starting(right, 4);
       }
     }
 
@@ -187,18 +225,11 @@ class Engine final : public MixerEngine {
       expected = match.expected < 0 ? 0 : static_cast<uint32_t>(match.expected) | 256;
       trust = MatchModel::trust(match);
     }
-    void begin_bit(int i, uint32_t partial) {
-      if (expected >> (8 - i) != partial) expected = 0;
-      bit = static_cast<int>(expected >> (7 - i) & 1);
-    }
-    InputPair inputs() const {
-      const auto [stretched, linear] = maps[trust].inputs;
-      if (expected == 0) return {};
-      if (bit) return {stretched, linear};
-      return {static_cast<int16_t>(-stretched), static_cast<int16_t>(-linear)};
-    }
-    void learn(int actual) {
-      if (expected != 0) maps[trust].learn(actual == bit, kMatchMapLimit);
+    // Whether the bits so far are those expected.
+    bool holds(int i, uint32_t partial) const { return expected >> (8 - i) == partial; }
+    uint32_t bit(int i) const { return expected >> (7 - i) & 1; }
+    MixerCell* cell(int i, uint32_t partial) {
+      return &cells[holds(i, partial) ? 2 * trust + bit(i) : 2 * MatchModel::kContexts];
     }
   };
 
@@ -227,61 +258,81 @@ class Engine final : public MixerEngine {
     match_off_ = ablated("match");
     long_match_off_ = ablated("longmatch");
     apm_off_ = ablated("apm");
-    network_apm_off_ = ablated("network-apm");
   }
 
   template <class Coder>
-  uint8_t code_byte(size_t lane, const uint32_t* weights, Coder coder) {
+  uint8_t code_byte(size_t lane, Coder&& coder) {
 #if defined(__x86_64__)
-    if (avx2_) return code_avx2(lane, weights, coder);
+    if (avx2_) return code_avx2(lane, coder);
 #endif
-    return code_portable(lane, weights, coder);
+    return code_portable(lane, coder);
   }
   template <class Coder>
-  __attribute__((flatten)) uint8_t code_portable(size_t lane, const uint32_t* weights,
-                                                 Coder coder) {
-    return code<PortableKernel>(lane, weights, coder);
+  __attribute__((flatten)) uint8_t code_portable(size_t lane, Coder& coder) {
+    return code<PortableKernel>(lane, coder);
   }
 #if defined(__x86_64__)
   template <class Coder>
-  __attribute__((target("avx2,bmi,bmi2"),
-                 flatten)) uint8_t code_avx2(size_t lane, const uint32_t* weights, Coder coder) {
-    return code<Avx2Kernel>(lane, weights, coder);
+  __attribute__((target("avx2,bmi,bmi2"), flatten)) uint8_t code_avx2(size_t lane, Coder& coder) {
+    return code<Avx2Kernel>(lane, coder);
   }
 #endif
 
   // One byte of a lane, most significant bit first.
   template <class Mix, class Coder>
-  uint8_t code(size_t lane, const uint32_t* weights, Coder& coder) {
-    begin_byte<Mix>(lane, weights);
+  uint8_t code(size_t lane, Coder& coder) {
+    if (lane == 0) begin_step();
+    if (kNetwork && lane + 1 < active_) fetch(lane + 1);
+    begin_byte(lane);
     for (int i = 0; i < 8; ++i) {
-      if (i == 4) begin_nibble<Mix>(partial_);
-      begin_bit<Mix>(i);
-      if (!sure_ && !found_) find_buckets(lane, i);
-      const int bit = coder.code(i, sure_ ? sure_p1() : predict<Mix>(i));
+      if (i % 4 == 0) begin_nibble<Mix>(i == 0 ? 0 : partial_, coder);
+      begin_bit(i);
+      if (!sure_ && !found_) find_buckets(i);
+      const int bit = coder.code(i, sure_ ? network_p1() : predict<Mix>(i));
       const uint32_t partial = partial_ * 2 + static_cast<uint32_t>(bit);
       // The cache lines that come next travel while this bit is learned.
-      if (i == 3) prefetch_buckets(lane, partial);
+      if (i == 3) second_nibble(lane, partial);
       if (i == 7) {
         lanes_[lane].append(static_cast<uint8_t>(partial), past_);
         if constexpr (Profile::kSamples) layout_.count_byte(lanes_[lane], past_);
-        match_.model.prefetch(lanes_[lane]);
-        long_match_.model.prefetch(lanes_[lane]);
         prepare(lane);
+        if (!kNetwork) fetch(lane);
       }
-      if constexpr (kNetwork) learn_network(bit);
-      if (!sure_) learn<Mix>(bit);
+      if (!sure_) {
+        learn<Mix>(bit);
+      } else if ((bit != 0) != (opinion_ > 0)) {
+        caution_[lane] = std::min(2 * caution_[lane] + kCaution, kMostCaution);
+      }
       partial_ = partial;
       node_ = i == 3 ? 1 : node_ * 2 + static_cast<uint32_t>(bit);
     }
-    for (Matcher* matcher : {&match_, &long_match_})
-      matcher->model.advance(matcher->lanes[lane], lanes_[lane], lanes_, stride_, past_);
     count_byte();
     return static_cast<uint8_t>(partial_);
   }
 
-  // The contexts of a lane's next byte, as soon as its last byte is known: their cache lines are on
-  // the way while other lanes are coded.
+  // Before the first lane of a step: the matches of all lanes that have a byte move on.
+  void begin_step() {
+    while (active_ > 1 && lanes_[active_ - 1].pos() == lanes_[active_ - 1].end()) --active_;
+    if (kNetwork) fetch(0);
+    const auto each = [&](auto&& move) {
+      for (Matcher* matcher : {&match_, &long_match_}) {
+        for (size_t i = 0; i < active_; ++i) move(matcher->model, matcher->lanes[i], lanes_[i]);
+      }
+    };
+    each([](auto& model, Match& match, const Lane& lane) { model.fetch(match, lane); });
+    each([&](auto& model, Match& match, const Lane& lane) { model.follow(match, lane, past_); });
+    each([&](auto& model, Match& match, const Lane& lane) {
+      model.settle(match, lane, lanes_, stride_, past_);
+    });
+    for (size_t i = 0; i < active_; ++i) {
+      constexpr size_t kLast = kContexts - 1;
+      hashes_[i][kLast] = context_hash<Context::kExpected>(lanes_[i], past_, match_.lanes[i]);
+      first_hashes_[i][kLast] = nibble_hash(hashes_[i][kLast], 0);
+      if (!kNetwork) table_.prefetch(first_hashes_[i][kLast]);
+    }
+  }
+
+  // The contexts of a lane's next byte but the last, which needs the match.
   void prepare(size_t lane) { prepare(lane, std::make_index_sequence<kContexts - 1>()); }
   template <size_t... i>
   void prepare(size_t lane, std::index_sequence<i...>) {
@@ -290,12 +341,27 @@ class Engine final : public MixerEngine {
      ...);
     if constexpr (Profile::kSamples) {
       samples_[lane].advance(lanes_[lane], past_, layout_);
-      for (size_t j = 0; j < SamplePredictor::kContexts; ++j) {
+      for (size_t j = 0; j < SamplePredictor::kContexts; ++j)
         hashes[kContexts + j] = samples_[lane].context(j);
-        table_.prefetch(nibble_hash(hashes[kContexts + j], 0));
-      }
     }
-    (table_.prefetch(nibble_hash(hashes[i], 0)), ...);
+    for (size_t j = 0; j < kHashes; ++j) first_hashes_[lane][j] = nibble_hash(hashes[j], 0);
+  }
+
+  // Sends for what the first nibble of a lane's next byte needs.  Beside a network that is early
+  // enough, and not too early, while the lane before is coded: between two steps the network's
+  // weights go through the caches.
+  [[gnu::always_inline]] void fetch(size_t lane) const {
+    for (const uint32_t hash : first_hashes_[lane]) table_.prefetch(hash);
+    if constexpr (kNetwork) {
+      const Selectors select = selectors(lane);
+      const NibblePlaces places = nibble_places(select, 0);
+      for (size_t node = 1; node < 4; ++node) {
+        apm1_.prefetch(places.likely + node);
+        apm2_.prefetch(places.pair + node);
+      }
+      first_[2].prefetch(select.c1);
+      for (size_t i = 0; i < 8; ++i) first_[3].prefetch(select.kind * 8 + i);
+    }
   }
 
   // partial: 0 for the first nibble, 16..31 for the second.
@@ -304,48 +370,50 @@ class Engine final : public MixerEngine {
     return h ^ h >> 15;
   }
 
-  template <class Mix>
-  void begin_byte(size_t lane, const uint32_t* weights) {
+  // What of a lane's past selects weights and refinements: docs/mixer.md.
+  struct Selectors {
+    uint32_t c1, order2, likely, kind;
+  };
+  Selectors selectors(size_t lane) const {
     const Lane& state = lanes_[lane];
+    const uint32_t c1 = state.byte_back(1), c2 = state.byte_back(2);
+    if constexpr (Profile::kSamples) {
+      const uint32_t likely = samples_[lane].guess(), kind = samples_[lane].activity();
+      return {c1, likely | kind << 8, likely, kind};
+    } else if constexpr (Profile::kCode) {
+      const uint32_t kind = state.x86().kind();
+      return {c1, c1 | c2 << 8, kind, kind};
+    } else {
+      return {c1, c1 | c2 << 8, c1, kByteClass[c1] * 16u + kByteClass[c2]};
+    }
+  }
+
+  void begin_byte(size_t lane) {
     partial_ = 1;
     node_ = 1;
     match_.begin_byte(lane);
     long_match_.begin_byte(lane);
-    c1_ = state.byte_back(1);
-    const uint32_t c2 = state.byte_back(2);
-    order3_ = static_cast<uint32_t>(state.recent(3));
-    if constexpr (Profile::kSamples) {
-      likely_ = samples_[lane].guess();
-      kind_ = samples_[lane].activity();
-      order2_ = likely_ | kind_ << 8;
-    } else if constexpr (Profile::kCode) {
-      likely_ = kind_ = state.x86().kind();
-      order2_ = c1_ | c2 << 8;
-    } else {
-      likely_ = c1_;
-      kind_ = kByteClass[c1_] * 16u + kByteClass[c2];
-      order2_ = c1_ | c2 << 8;
+    select_ = selectors(lane);
+    if constexpr (kNetwork) {
+      caution_[lane] -= caution_[lane] / kCautionFades + (caution_[lane] > 0);
+      least_sure_ = kSure + caution_[lane];
     }
     variant_ = (variant_ + 5) % BitHistory::kVariants;
-    hashes_[lane][kContexts - 1] =
-        context_hash<Context::kExpected>(state, past_, match_.lanes[lane]);
-    if constexpr (kNetwork) {
-      network_ = weights;
-      Mix::groups(weights, &network_sums_[16]);
-    }
-    begin_nibble<Mix>(0);
+    nibble_hashes_ = first_hashes_[lane];
   }
 
-  void prefetch_buckets(size_t lane, uint32_t partial) const {
-    for (const uint32_t hash : hashes_[lane]) table_.prefetch(nibble_hash(hash, partial));
+  void second_nibble(size_t lane, uint32_t partial) {
+    for (size_t slot = 0; slot < kHashes; ++slot) {
+      nibble_hashes_[slot] = nibble_hash(hashes_[lane][slot], partial);
+      table_.prefetch(nibble_hashes_[slot]);
+    }
   }
 
   // Before the first bit i of a nibble that is not sure.
-  void find_buckets(size_t lane, int i) {
+  void find_buckets(int i) {
     const uint32_t partial = i < 4 ? 0 : partial_ >> (i - 4);
-    for (size_t slot = 0; slot < kHashes; ++slot) {
-      buckets_[slot] = table_.find(nibble_hash(hashes_[lane][slot], partial));
-    }
+    for (size_t slot = 0; slot < kHashes; ++slot)
+      buckets_[slot] = table_.find(nibble_hashes_[slot]);
     buckets_[kHashes] = order0_.data() + 16 * nibble_number(partial);
     found_ = true;
     if (node_ == 1) return;
@@ -357,50 +425,40 @@ class Engine final : public MixerEngine {
   // Of the nibbles that a byte can begin and go on with.
   static uint32_t nibble_number(uint32_t partial) { return partial == 0 ? 0 : partial - 15; }
 
-  // The refinements' contexts at node 0 of the nibble, and what the network says of its nodes.
-  template <class Mix>
-  void begin_nibble(uint32_t partial) {
-    found_ = false;
-    const auto last_of = [&](uint32_t byte) {
+  // The refinements' contexts at node 0 of a nibble.
+  struct NibblePlaces {
+    size_t likely, pair;
+  };
+  static NibblePlaces nibble_places(const Selectors& select, uint32_t partial) {
+    const auto beside = [&](uint32_t byte) -> size_t {
       return 16 * (kNibbles * byte + nibble_number(partial));
     };
-    nibble_.likely = last_of(likely_);
-    nibble_.last = last_of(c1_);
-    nibble_.pair = hash_of(order2_, partial) >> (32 - kHashedBits + 4) << 4;
-    nibble_.order3 = hash_of(order3_, partial) >> (32 - kHashedBits + 4) << 4;
+    const auto hashed = [&](uint32_t x) -> size_t {
+      return hash_of(x, partial) >> (32 - kHashedBits + 4) << 4;
+    };
+    return {beside(select.likely), hashed(select.order2)};
+  }
+
+  // These, and what the network says of the nodes.
+  template <class Mix, class Coder>
+  void begin_nibble(uint32_t partial, Coder& coder) {
+    found_ = false;
+    nibble_ = nibble_places(select_, partial);
     apm1_.prefetch(nibble_.likely + 1);
     apm2_.prefetch(nibble_.pair + 1);
-    if constexpr (kNetwork) {
-      if (partial != 0) {
-        for (size_t i = 0; i < 16; ++i)
-          network_sums_[16 + i] = network_[16 * (partial - 16) + i] >> kWeightShift;
-      }
-      Mix::nodes(network_sums_, network_nodes_);
-      network_apm1_.prefetch(nibble_.last + 1);
-      network_apm2_.prefetch(nibble_.order3 + 1);
-    }
+    if constexpr (kNetwork) nodes_ = coder.template nodes<Mix>(partial);
   }
 
-  // What is known before the models are asked.  A bit is sure if the network, what its opinion was
-  // worth before, and the match all say so: it costs next to nothing, and the models are spared.
-  template <class Mix>
+  // What is known before the models are asked.  A bit is sure if the network says so, by more than
+  // it has failed of late, and the match does not object: it costs next to nothing, and the models
+  // are spared.
   void begin_bit(int i) {
-    match_.begin_bit(i, partial_);
-    long_match_.begin_bit(i, partial_);
-    if (kAblation && match_off_) match_.expected = 0;
-    if (kAblation && long_match_off_) long_match_.expected = 0;
+    match_holds_ = match_.holds(i, partial_) && !(kAblation && match_off_);
     if constexpr (kNetwork) {
-      predict_network<Mix>();
-      const bool one = network_stretched_ > 0;
-      const auto [first, second] = inputs_.extra[kRefinedPair];
-      const int least = one ? std::min({network_stretched_, int{first}, int{second}})
-                            : -std::max({network_stretched_, int{first}, int{second}});
-      sure_ = least >= kSure && (match_.expected == 0 || (match_.bit != 0) == one);
+      opinion_ = nodes_[node_];
+      sure_ = std::abs(opinion_) >= least_sure_ &&
+              !(match_holds_ && (match_.bit(i) != 0) != (opinion_ > 0));
     }
-  }
-
-  uint32_t sure_p1() const {
-    return std::clamp((refined_[0] + refined_[1] + 1) >> 1, 1u, uint32_t{kProbOne - 1});
   }
 
   // The probability of a 1, of 22 bits, never 0 or 1.
@@ -409,14 +467,16 @@ class Engine final : public MixerEngine {
     // What the next bit may need, travels meanwhile: its nodes are neighbors.
     apm1_.prefetch_two(nibble_.likely + 2 * node_);
     apm2_.prefetch_two(nibble_.pair + 2 * node_);
-    look_up_slots();
-    inputs_.extra[kMatchPair] = match_.inputs();
-    inputs_.extra[kLongMatchPair] = long_match_.inputs();
+    look_up_slots(i);
+    if constexpr (kNetwork) {
+      inputs_.extra[0] = {static_cast<int16_t>(opinion_),
+                          static_cast<int16_t>(linear(network_p1()))};
+    }
     Mix::gather(inputs_);
     if (kAblation && !kLinear) {
-      for (size_t slot = 0; slot < kSlots; ++slot) inputs_.pairs[slot].linear = 0;
+      for (size_t slot = 0; slot < kHistories; ++slot) inputs_.pairs[slot].linear = 0;
     }
-    select_weights(static_cast<uint32_t>(i));
+    select_weights(i);
     Mix::dot(inputs_, selected_, outputs_);
     for (size_t s = 0; kAblation && s < kSets; ++s) outputs_[s] = set_off_[s] ? 0 : outputs_[s];
     mixed_ = Mix::mix(outputs_, final_);
@@ -424,59 +484,50 @@ class Engine final : public MixerEngine {
     const uint32_t a = apm1_.refine(mixed_, nibble_.likely + node_);
     const uint32_t b = apm2_.refine(mixed_, nibble_.pair + node_);
     uint32_t c = mixed;
-    if constexpr (kNetwork) c = apm3_.refine(mixed_, opinions());
+    if constexpr (kNetwork) c = apm3_.refine(mixed_, opinions(i));
     const uint32_t p1 = kAblation && apm_off_ ? mixed : (mixed + a + b + c + 2) >> 2;
     return std::clamp(p1, 1u, uint32_t{kProbOne - 1});
   }
 
-  void look_up_slots() {
-    for (size_t slot = 0; slot < kSlots; ++slot) {
-      const uint8_t state = buckets_[slot][node_];
-      states_[slot] = state;
+  uint32_t network_p1() const { return static_cast<uint32_t>(squash(opinion_)); }
+
+  void look_up_slots(int i) {
+    const uint32_t node = node_;
+    for (size_t slot = 0; slot < kHistories; ++slot) {
+      const uint8_t state = buckets_[slot][node];
       inputs_.cells[slot] = &maps_[slot][kAblation && off_[slot] ? 0 : state];
     }
-  }
-
-  template <class Mix>
-  void predict_network() {
-    network_stretched_ = network_nodes_[node_];
-    inputs_.extra[kNetworkPair] = {
-        static_cast<int16_t>(network_stretched_),
-        static_cast<int16_t>(linear(static_cast<uint32_t>(squash(network_stretched_))))};
-    refined_ = {network_apm1_.refine(network_stretched_, nibble_.last + node_),
-                network_apm2_.refine(network_stretched_, nibble_.order3 + node_)};
-    inputs_.extra[kRefinedPair] = Mix::stretch_two(refined_[0], refined_[1]);
-    if (kAblation && network_apm_off_) inputs_.extra[kRefinedPair] = {};
-    network_apm1_.prefetch_two(nibble_.last + 2 * node_);
-    network_apm2_.prefetch_two(nibble_.order3 + 2 * node_);
+    inputs_.cells[kMatchSlot] = match_.cell(i, kAblation && match_off_ ? 0 : partial_);
+    inputs_.cells[kLongMatchSlot] =
+        long_match_.cell(i, kAblation && long_match_off_ ? 0 : partial_);
   }
 
   // What the match says of the network's opinion: nothing, the same or the opposite, by its length.
   static constexpr uint32_t kMatchOpinions = 9;
-  uint32_t match_opinion() const {
-    if (match_.expected == 0) return 0;
+  uint32_t match_opinion(int i) const {
+    if (!match_holds_) return 0;
     const uint32_t length = match_.trust / 4;  // in steps: MatchModel::trust
     const uint32_t step = length < 8 ? 0 : length < 10 ? 1 : length < 13 ? 2 : 3;
-    return 1 + 2 * step + ((network_stretched_ > 0) == (match_.bit != 0));
+    return 1 + 2 * step + ((opinion_ > 0) == (match_.bit(i) != 0));
   }
 
   // The same for a refinement, in full.
-  size_t opinions() const {
-    const uint32_t match = match_.expected != 0
-                               ? 2 * match_.trust + static_cast<uint32_t>(match_.bit)
-                               : 128 + (network_stretched_ > 0);
+  size_t opinions(int i) const {
+    const uint32_t match = match_holds_ ? 2 * match_.trust + match_.bit(i) : 128 + (opinion_ > 0);
     return confidence() * 256 + match;
   }
   // Of the network: 0..15.
-  uint32_t confidence() const { return static_cast<uint32_t>(std::abs(network_stretched_)) / 192; }
+  uint32_t confidence() const { return static_cast<uint32_t>(std::abs(opinion_)) / 192; }
 
-  void select_weights(uint32_t i) {
-    selected_[0] = first_[0].set((match_.expected != 0 ? match_.trust : 0) * 8 + i);
+  void select_weights(int i) {
+    const auto bit = static_cast<uint32_t>(i);
+    selected_[0] = first_[0].set((match_holds_ ? match_.trust : 0) * 8 + bit);
     selected_[1] = first_[1].set(partial_);
-    selected_[2] = first_[2].set(c1_);
-    selected_[3] = first_[3].set(kind_ * 8 + i);
+    selected_[2] = first_[2].set(select_.c1);
+    selected_[3] = first_[3].set(select_.kind * 8 + bit);
     if constexpr (kNetwork) {
-      selected_[4] = first_[4].set((confidence() * kMatchOpinions + match_opinion()) * 2 + (i > 3));
+      selected_[4] =
+          first_[4].set((confidence() * kMatchOpinions + match_opinion(i)) * 2 + (i > 3));
     }
     final_ = final_sets_.set(partial_);
   }
@@ -484,8 +535,6 @@ class Engine final : public MixerEngine {
   template <class Mix>
   void learn(int bit) {
     learn_slots<Mix>(bit);
-    match_.learn(bit);
-    long_match_.learn(bit);
     learn_weights<Mix>(bit << kProbBits);
     apm1_.update(bit, kApmLimit);
     apm2_.update(bit, kApmLimit);
@@ -495,15 +544,9 @@ class Engine final : public MixerEngine {
   template <class Mix>
   void learn_slots(int bit) {
     Mix::learn(inputs_, bit, kMapLimit);
-    const auto& next = history_.next()[variant_];
-    for (size_t slot = 0; slot < kSlots; ++slot) {
-      buckets_[slot][node_] = next[static_cast<size_t>(2 * states_[slot] + bit)];
-    }
-  }
-
-  void learn_network(int bit) {
-    network_apm1_.update(bit, kApmLimit);
-    network_apm2_.update(bit, kApmLimit);
+    const uint8_t* const next = history_.next()[variant_].data() + bit;
+    const uint32_t node = node_;
+    for (uint8_t* bucket : buckets_) bucket[node] = next[2 * bucket[node]];
   }
 
   // Every set learns from its own error; the final weights from that of the whole.
@@ -535,43 +578,40 @@ class Engine final : public MixerEngine {
   uint32_t stride_;
   SharedPast past_;
   std::vector<Lane> lanes_;
-  std::vector<std::array<uint32_t, kHashes>> hashes_;
+  size_t active_ = 0;  // lanes with a byte in this step: always the first ones
+  std::vector<std::array<uint32_t, kHashes>> hashes_;        // (lanes): the contexts
+  std::vector<std::array<uint32_t, kHashes>> first_hashes_;  // (lanes): of their first nibbles
+  std::vector<int> caution_;                                 // (lanes)
   SampleLayout layout_;
   std::vector<SamplePredictor> samples_;
 
   HistoryTable table_;
   std::array<uint8_t, 17 * 16> order0_{};
-  alignas(64) std::array<std::array<MixerCell, 256>, kSlots> maps_{};
+  alignas(64) std::array<std::array<MixerCell, 256>, kHistories> maps_{};
   Matcher match_, long_match_;
   std::array<Weights, 5> first_;
   WeightSets<int32_t, kMaxSets> final_sets_;
   Apm apm1_{256 * kNibbles * 16};
   Apm apm2_{1 << kHashedBits};
   Apm apm3_{kNetwork ? 16 * 256 : 1};
-  Apm network_apm1_{kNetwork ? 256 * kNibbles * 16 : 1};
-  Apm network_apm2_{kNetwork ? 1 << kHashedBits : 1};
   uint32_t coded_ = 0;
   int rate_ = kRate + kExtraRate;
   size_t variant_ = 0;
 
   // Of the byte being coded.
   uint32_t partial_ = 1, node_ = 1;
-  uint32_t c1_ = 0, order2_ = 0, order3_ = 0;
-  uint32_t likely_ = 0, kind_ = 0;  // what selects weights and refinements: docs/mixer.md
-  struct {
-    size_t likely, last, pair, order3;
-  } nibble_{};
-  std::array<uint8_t*, kSlots> buckets_{};
-  bool found_ = false;                                   // the buckets of this nibble
-  const uint32_t* network_ = nullptr;                    // its 256 weights
-  alignas(32) std::array<uint32_t, 32> network_sums_{};  // of the nibble's nodes and leaves
-  alignas(32) std::array<int32_t, 16> network_nodes_{};  // their stretched probabilities
+  Selectors select_{};
+  NibblePlaces nibble_{};
+  std::array<uint32_t, kHashes> nibble_hashes_{};  // of the nibble being coded
+  std::array<uint8_t*, kHistories> buckets_{};
+  bool found_ = false;              // the buckets of this nibble
+  const int32_t* nodes_ = nullptr;  // what the network says of this nibble's bits
+  int least_sure_ = kSure;
 
   // Of the bit being coded.
-  int network_stretched_ = 0;
-  std::array<uint32_t, 2> refined_{};  // probabilities
+  int opinion_ = 0;  // of the network, stretched
+  bool match_holds_ = false;
   bool sure_ = false;
-  std::array<uint8_t, kSlots> states_{};
   Inputs inputs_;
   std::array<int16_t*, kSets> selected_{};
   alignas(32) std::array<int32_t, kMaxSets> outputs_{};
@@ -579,9 +619,9 @@ class Engine final : public MixerEngine {
   int mixed_ = 0;
 
   // Only for measurements: mixer_ablation.h.
-  std::array<bool, kSlots> off_{};
+  std::array<bool, kHistories> off_{};
   std::array<bool, kSets> set_off_{};
-  bool match_off_ = false, long_match_off_ = false, apm_off_ = false, network_apm_off_ = false;
+  bool match_off_ = false, long_match_off_ = false, apm_off_ = false;
 };
 
 // One file for each profile, so that they compile side by side.

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "aligned.h"
 #include "x86_decoder.h"
 
 namespace lmzip {
@@ -41,7 +42,7 @@ inline constexpr std::array<uint8_t, 256> kShapeClass = [] {
 
 // Bytes of the frame decoded so far, and what all lanes learn from them together.
 struct SharedPast {
-  std::vector<uint8_t> bytes;  // the frame; zeros where nothing is decoded yet
+  AlignedArray<uint8_t> bytes;  // the frame; zeros where nothing is decoded yet
   std::vector<uint16_t> after_pair = std::vector<uint16_t>(65536);  // the last 2 successors
 
   // Period of records.

@@ -22,7 +22,9 @@ class WeightSets {
     for (size_t i = input; i < weights_.size(); i += kInputs) weights_[i] = weight;
   }
   Weight* set(size_t i) { return weights_.data() + i * kInputs; }
-  void prefetch(size_t i) const { __builtin_prefetch(weights_.data() + i * kInputs); }
+  [[gnu::always_inline]] void prefetch(size_t i) const {
+    __builtin_prefetch(weights_.data() + i * kInputs);
+  }
   std::span<const Weight> all() const { return {weights_.data(), weights_.size()}; }
 
  private:

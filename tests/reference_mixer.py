@@ -18,7 +18,7 @@ FINAL_WEIGHT_MAX = 524287
 PROFILES = {
     "text": [0, 1, 2, 3, 4, 5, 6, 10, 19, 18, 17],
     "binary": [0, 1, 2, 3, 4, 11, 12, 14, 13, 15, 16, 17],
-    "strong": [2, 3, 4, 5, 6, 7, 8, 10, 9, 19, 18, 17],
+    "strong": [2, 4, 5, 6, 7, 8, 10, 9, 19, 18, 17],
     "sample": [1, 2, 17],
     "code": [0, 1, 2, 3, 12, 14, 13, 16, 20, 21, 22, 23, 24, 25, 26, 17],
 }
@@ -274,8 +274,8 @@ class Match:
         self.expected: int | None = None
 
     def follow(self) -> None:
-        """After a byte of the lane."""
-        lane, past = self.lane, self.lane.past
+        """Before a step: by the lane's last byte; the place of its last bytes is remembered."""
+        lane = self.lane
         if self.expected is None:
             self.at = self.length = self.misses = 0
         else:
@@ -287,30 +287,38 @@ class Match:
                 self.length, self.misses = 0, self.misses + 1
                 if self.misses > 8:
                     self.at = self.length = self.misses = 0
+        self.candidate = 0
         if lane.pos - lane.begin >= self.least:
-            self._find()
+            index = self._index()
+            if self.length < 16:
+                self.candidate = self.places.get(index, 0)
+            self.places[index] = lane.pos
+
+    def settle(self) -> None:
+        """When all lanes have followed: a longer match, and what is expected."""
+        past = self.lane.past
+        if self.candidate:
+            self._find(self.candidate)
         self.expected = None
         if (self.length or self.misses) and self.at < len(past.bytes):
             owner = past.lanes[self.at // past.stride]
             if self.at < owner.pos:
                 self.expected = past.bytes[self.at]
 
-    def _find(self) -> None:
-        lane, past = self.lane, self.lane.past
-        x = lane.number(min(self.least, 16))
+    def _index(self) -> int:
+        x = self.lane.number(min(self.least, 16))
         parts = [x >> (32 * i) & U32 for i in range(2 if self.least <= 8 else 4)]
-        index = hash_of(parts[0], parts[1], *parts[2:]) >> (32 - past.match_bits)
-        place = self.places.get(index, 0)
-        if self.length < 16 and place:
-            agreed = 0
-            while (
-                agreed < min(40, place, lane.pos - lane.begin)
-                and past.bytes[place - 1 - agreed] == past.bytes[lane.pos - 1 - agreed]
-            ):
-                agreed += 1
-            if agreed >= self.least and agreed > self.length:
-                self.at, self.length, self.misses = place, agreed, 0
-        self.places[index] = lane.pos
+        return hash_of(parts[0], parts[1], *parts[2:]) >> (32 - self.lane.past.match_bits)
+
+    def _find(self, place: int) -> None:
+        lane, past, agreed = self.lane, self.lane.past, 0
+        while (
+            agreed < min(40, place, lane.pos - lane.begin)
+            and past.bytes[place - 1 - agreed] == past.bytes[lane.pos - 1 - agreed]
+        ):
+            agreed += 1
+        if agreed >= self.least and agreed > self.length:
+            self.at, self.length, self.misses = place, agreed, 0
 
     def trust(self) -> int:
         steps = [*range(1, 9), 12, 16, 20, 24, 32, 48, 400]
@@ -601,21 +609,24 @@ class Matcher:
     def __init__(self, least: int, past: Past) -> None:
         places: dict[int, int] = {}
         self.lanes = [Match(least, lane, places) for lane in past.lanes]
-        self.map = [Cell((61440 * (i // 4 + 1) // (i // 4 + 2)) << 6, 4) for i in range(64)]
+        right = [61440 * (i // 4 + 1) // (i // 4 + 2) for i in range(64)]
+        self.map = [[Cell(p << 6, 4) for p in (65536 - r, r)] for r in right]
 
-    def inputs(self, index: int, partial: int, i: int) -> list[int]:
+    def step(self) -> None:
+        active = [match for match in self.lanes if match.lane.pos < match.lane.end]
+        for match in active:
+            match.follow()
+        for match in active:
+            match.settle()
+
+    def look(self, index: int, partial: int, i: int) -> Cell | None:
+        """The cell that speaks of bit i, if the match has an opinion."""
         match = self.lanes[index]
         self.bit: int | None = None
         if match.expected is None or (match.expected | 256) >> (8 - i) != partial:
-            return [0, 0]
+            return None
         self.bit, self.trust = match.expected >> (7 - i) & 1, match.trust()
-        p = self.map[self.trust].p
-        sign = 1 if self.bit else -1
-        return [sign * stretch(p), sign * linear(p)]
-
-    def learn(self, bit: int) -> None:
-        if self.bit is not None:
-            self.map[self.trust].learn(int(bit == self.bit), 1023)
+        return self.map[self.trust][self.bit]
 
 
 def network_opinion(weights: Any, partial: int, i: int) -> int:
@@ -641,16 +652,17 @@ class Mixer:
         slots = len(self.contexts) + (10 if self.sampled else 0) + 1
         self.maps = [history_map() for _ in range(slots)]
         self.matchers = [Matcher(5, self.past), Matcher(20, self.past)]
-        used = 2 * (slots + (5 if network else 3))
+        used = 2 * (slots + 3)
         inputs = -(-used // 16) * 16
         weight = 375 if network else 750
         initial = [weight] * inputs
         if network:
-            initial[2 * (slots + 3)] = 5000
+            initial[2 * (slots + 2)] = 5000
         self.padding = inputs - used
         self.sets = [Weights(initial) for _ in range(5 if network else 4)]
         self.final = Weights([65536 // len(self.sets)] * len(self.sets))
-        self.a, self.b, self.c, self.n1, self.n2 = (Refinement() for _ in range(5))
+        self.a, self.b, self.c = (Refinement() for _ in range(3))
+        self.caution = [0] * lanes
         self.variant = self.coded = 0
         self.hashes = [self.all_contexts(index) for index in range(lanes)]
 
@@ -665,6 +677,10 @@ class Mixer:
     def code(self, index: int, weights: Any, code_bit: Callable[[int, int], int]) -> int:
         """One byte of a lane; code_bit(i, p1) codes bit i and returns it."""
         lane = self.past.lanes[index]
+        if index == 0:
+            for matcher in self.matchers:
+                matcher.step()
+        self.caution[index] -= self.caution[index] // 512 + (self.caution[index] > 0)
         self.variant = (self.variant + 5) % 8
         hashes = self.hashes[index]
         expected_at = len(self.contexts) - 1
@@ -683,20 +699,17 @@ class Mixer:
                     for bucket in buckets:
                         bucket[1] = NEXT[self.variant][bucket[1]][first]
             if self.sure:
-                bit = code_bit(i, clamp((sum(self.refined) + 1) >> 1, 1, ONE - 1))
+                bit = code_bit(i, squash(self.z))
+                if bit != (self.z > 0):
+                    self.caution[index] = min(2 * self.caution[index] + 1024, 65536)
             else:
                 bit = code_bit(i, self.predict(buckets, partial, node, i))
                 self.learn(buckets, node, bit)
-            if self.network:
-                self.n1.learn(bit)
-                self.n2.learn(bit)
             partial, node = 2 * partial + bit, 2 * node + bit
         lane.append(partial - 256)
         if self.sampled:
             self.past.layout.count(lane)
         self.hashes[index] = self.all_contexts(index)
-        for matcher in self.matchers:
-            matcher.lanes[index].follow()
         self.coded += 1
         return partial - 256
 
@@ -724,27 +737,24 @@ class Mixer:
             return 16 * (hash_of(x, nibble) >> 20) + node
 
         self.at_likely, self.at_pair = beside(self.likely), hashed(order2)
-        self.match_inputs = [x for m in self.matchers for x in m.inputs(index, partial, i)]
-        self.sure, self.network_inputs = False, list[int]()
-        if not self.network:
-            return
-        self.z = network_opinion(weights, partial, i)
-        self.refined = [
-            self.n1.refine(self.z, beside(c1)), self.n2.refine(self.z, hashed(lane.number(3))),
-        ]  # fmt: skip
-        self.network_inputs = [self.z, linear(squash(self.z)), *map(stretch, self.refined)]
-        sign = 1 if self.z > 0 else -1
-        opinions = [self.z, *map(stretch, self.refined)]
-        agreed = self.matchers[0].bit in (None, int(self.z > 0))
-        self.sure = agreed and all(sign * x >= 1536 for x in opinions)
+        self.match_cells = [m.look(index, partial, i) for m in self.matchers]
+        self.sure = False
+        if self.network:
+            self.z = network_opinion(weights, partial, i)
+            agreed = self.matchers[0].bit in (None, int(self.z > 0))
+            self.sure = agreed and abs(self.z) >= 1536 + self.caution[index]
 
     def predict(self, buckets: list[list[int]], partial: int, node: int, i: int) -> int:
         self.histories = [bucket[node] for bucket in buckets]
-        x = []
-        for cells, history in zip(self.maps, self.histories, strict=True):
-            p = cells[history].p
-            x += [stretch(p), linear(p)] if history else [0, 0]
-        self.x = x + self.match_inputs + [256, 0] + self.network_inputs + [0] * self.padding
+        known = [
+            cells[history] if history else None
+            for cells, history in zip(self.maps, self.histories, strict=True)
+        ]
+        self.cells, x = known + self.match_cells, list[int]()
+        for cell in self.cells:
+            x += [stretch(cell.p), linear(cell.p)] if cell else [0, 0]
+        x += [self.z, linear(squash(self.z))] if self.network else [256, 0]
+        self.x = x + [0] * self.padding
         match = self.matchers[0]
         trust = 0 if match.bit is None else match.trust
         chosen = [8 * trust + i, partial, self.c1, 8 * self.kind + i]
@@ -769,12 +779,11 @@ class Mixer:
     # Section 9.
 
     def learn(self, buckets: list[list[int]], node: int, bit: int) -> None:
-        for cells, bucket, history in zip(self.maps, buckets, self.histories, strict=True):
-            if history:
-                cells[history].learn(bit, 255)
-            bucket[node] = NEXT[self.variant][history][bit]
-        for matcher in self.matchers:
-            matcher.learn(bit)
+        for cell in self.cells:
+            if cell:
+                cell.learn(bit, 255)
+        for bucket in buckets:  # two slots may share one
+            bucket[node] = NEXT[self.variant][bucket[node]][bit]
         if self.network:
             self.c.learn(bit)
         for w, output in zip(self.w, self.dots, strict=True):

@@ -14,15 +14,21 @@ constexpr int kGuessBits = 16;  // whether a guess is right
 constexpr uint32_t kGuessTotal = 1 << kGuessBits;
 
 // The model's probability of a guess, in 1..65535 of 2^16.
-uint32_t probability(const Distribution& distribution, const Recall::Guess& guess) {
-  return std::clamp<uint32_t>(distribution.interval(guess.token).freq >> (kFreqBits - kGuessBits),
-                              1, kGuessTotal - 1);
+uint32_t probability(uint32_t freq) {
+  return std::clamp<uint32_t>(freq >> (kFreqBits - kGuessBits), 1, kGuessTotal - 1);
 }
 
 // The row's distribution without a guess that was wrong.
 void exclude(Distribution& distribution, const Recall::Guess& guess, int32_t* row, size_t size) {
   row[guess.token] = -kLlamaLogitMax;
   distribution.assign(RowKind::kLogits, row, size);
+}
+
+// Of a device that does not work; a coder would divide by 0.
+void check_interval(const Interval& interval) {
+  if (interval.freq == 0 || uint64_t{interval.lo} + interval.freq > kFreqTotal)
+    throw std::invalid_argument("a token's interval is " + std::to_string(interval.lo) + " + " +
+                                std::to_string(interval.freq) + ", not within 2^30");
 }
 
 CorruptError corrupt(size_t lane, const char* what) {
@@ -73,11 +79,24 @@ void TokenFrameEncoder::predict(size_t lane, size_t t, int32_t* logits,
   const uint32_t token = token_of(lanes_[lane][t]);
   distribution.assign(RowKind::kLogits, logits, vocabulary);
   if (record.guess.context != 0) {
-    record.p16 = probability(distribution, record.guess);
+    record.p16 = probability(distribution.interval(record.guess.token).freq);
     if (record.guess.token == token) return;
     exclude(distribution, record.guess, logits, vocabulary);
   }
   record.interval = distribution.interval(token);
+}
+
+TokenFrameEncoder::Question TokenFrameEncoder::question(size_t lane, size_t t) const {
+  const Recall::Guess& guess = records_[lane][t].guess;
+  return {guess.context != 0 ? guess.token : kNoToken, token_of(lanes_[lane][t])};
+}
+
+void TokenFrameEncoder::answer(size_t lane, size_t t, const TokenAnswer& answer) {
+  Record& record = records_[lane][t];
+  record.p16 = probability(answer.guess_freq);
+  record.interval = answer.interval;
+  const bool known = record.guess.context != 0 && record.guess.token == token_of(lanes_[lane][t]);
+  if (!known) check_interval(answer.interval);
 }
 
 Payloads TokenFrameEncoder::finish() {
@@ -131,32 +150,56 @@ bool TokenFrameDecoder::finished() const {
 
 uint32_t TokenFrameDecoder::decode(size_t lane, int32_t* logits, Distribution& distribution) {
   const size_t vocabulary = model_.arch().vocabulary;
-  RangeDecoder& coder = coders_[lane];
-  Step& step = steps_[lane] = {true, recall_.guess(lane), 0, 0};
+  const uint32_t guess = begin_step(lane);
   distribution.assign(RowKind::kLogits, logits, vocabulary);
-  bool known = false;
+  const uint32_t freq = guess != kNoToken ? distribution.interval(guess).freq : 0;
+  const uint32_t slot = decide(lane, freq);
+  if (slot == kNoSlot) return take_known(lane);
+  if (guess != kNoToken) exclude(distribution, steps_[lane].guess, logits, vocabulary);
+  return take_found(lane, distribution.find(slot));
+}
+
+uint32_t TokenFrameDecoder::begin_step(size_t lane) {
+  const Recall::Guess guess = recall_.guess(lane);
+  steps_[lane] = {true, guess, 0, 0};
+  return guess.context != 0 ? guess.token : kNoToken;
+}
+
+uint32_t TokenFrameDecoder::decide(size_t lane, uint32_t guess_freq) {
+  RangeDecoder& coder = coders_[lane];
+  Step& step = steps_[lane];
   if (step.guess.context != 0) {
-    step.p16 = probability(distribution, step.guess);
+    step.p16 = probability(guess_freq);
     const uint32_t p = recall_.refine(step.guess, step.p16);
-    known = coder.peek(kGuessBits) < p;
+    const bool known = coder.peek(kGuessBits) < p;
     coder.consume(known ? 0 : p, known ? p : kGuessTotal - p, kGuessBits);
-    if (!known) exclude(distribution, step.guess, logits, vocabulary);
+    if (known) return kNoSlot;
   }
-  step.token = step.guess.token;
-  if (!known) {
-    const FoundSymbol found = distribution.find(coder.peek(kFreqBits));
-    coder.consume(found.interval.lo, found.interval.freq, kFreqBits);
-    step.token = static_cast<uint32_t>(found.symbol);
-  }
-  if (step.token == model_.arch().escape) {
+  return coder.peek(kFreqBits);
+}
+
+uint32_t TokenFrameDecoder::take_known(size_t lane) {
+  return put_token(lane, steps_[lane].guess.token);
+}
+
+uint32_t TokenFrameDecoder::take_found(size_t lane, const FoundSymbol& found) {
+  check_interval(found.interval);
+  coders_[lane].consume(found.interval.lo, found.interval.freq, kFreqBits);
+  return put_token(lane, static_cast<uint32_t>(found.symbol));
+}
+
+uint32_t TokenFrameDecoder::put_token(size_t lane, uint32_t token) {
+  RangeDecoder& coder = coders_[lane];
+  steps_[lane].token = token;
+  if (token == model_.arch().escape) {
     const uint32_t byte = coder.peek(kByteBits);
     coder.consume(byte, 1, kByteBits);
     const auto value = static_cast<uint8_t>(byte);
     put(lane, {&value, 1});
   } else {
-    put(lane, model_.token(step.token));
+    put(lane, model_.token(token));
   }
-  return step.token;
+  return token;
 }
 
 void TokenFrameDecoder::put(size_t lane, std::span<const uint8_t> bytes) {

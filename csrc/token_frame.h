@@ -2,7 +2,8 @@
 //
 // What docs/format.md, method 5, lays down beside the network: guesses, exclusion, escapes, coders.
 // Whoever runs the network (token_codec.cpp, token_lockstep.cpp) hands in rows of logits, of
-// `vocabulary` numbers; they are changed.
+// `vocabulary` numbers; they are changed.  Or rows stay where they are (a GPU), and it answers what
+// is asked of them: the numbers of a Distribution.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -18,8 +19,22 @@
 
 namespace lmzip {
 
+inline constexpr uint32_t kNoToken = ~uint32_t{0};  // no guess
+inline constexpr uint32_t kNoSlot = ~uint32_t{0};   // nothing to be found
+
+// What is asked of a row of logits when encoding.
+struct TokenAnswer {
+  uint32_t guess_freq;  // of the guess, in the row as it is; any number without a guess
+  Interval interval;    // of the token, in the row without the guess; if that is right, anything
+};
+
 class TokenFrameEncoder {
  public:
+  struct Question {
+    uint32_t guess;  // or kNoToken
+    uint32_t token;
+  };
+
   // One row of symbols for each lane; outlives the encoder.  Makes all guesses: they depend on
   // tokens alone.  Throws std::invalid_argument for a symbol that stands for no bytes.
   TokenFrameEncoder(const LlamaModel& model, std::span<const std::vector<uint32_t>> lanes);
@@ -36,6 +51,11 @@ class TokenFrameEncoder {
   // What the network says of position t of a lane, t < size(lane): once for each, in any order and
   // on any thread.
   void predict(size_t lane, size_t t, int32_t* logits, Distribution& distribution);
+
+  // predict() in two parts, for rows that are elsewhere.  answer() throws std::invalid_argument for
+  // what is no interval.
+  Question question(size_t lane, size_t t) const;
+  void answer(size_t lane, size_t t, const TokenAnswer& answer);
 
   // After all positions have been predicted.
   Payloads finish();
@@ -77,6 +97,15 @@ class TokenFrameDecoder {
   uint32_t decode(size_t lane, int32_t* logits, Distribution& distribution);
   void end_step();
 
+  // decode() in parts, for rows that are elsewhere.  First the guess, or kNoToken.  With its freq
+  // in the row as it is (anything without a guess): the slot to be found in the row without the
+  // guess, or kNoSlot.  Then the last part: what was found, or take_known() where there was no
+  // slot. take_found() throws std::invalid_argument for what is no interval.
+  uint32_t begin_step(size_t lane);
+  uint32_t decide(size_t lane, uint32_t guess_freq);
+  uint32_t take_known(size_t lane);
+  uint32_t take_found(size_t lane, const FoundSymbol& found);
+
   // Throw CorruptError for a lane whose payload has ended before its bytes; and, once all lanes are
   // complete, for one that is not the encoding of what was decoded from it.
   void check_truncation(size_t lane) const;
@@ -91,6 +120,7 @@ class TokenFrameDecoder {
     uint32_t token;
   };
 
+  uint32_t put_token(size_t lane, uint32_t token);
   void put(size_t lane, std::span<const uint8_t> bytes);
 
   const LlamaModel& model_;

@@ -148,6 +148,11 @@ def test_a_device_that_disagrees_is_found_before_it_writes() -> None:
     broken = TorchLlama(SMALL)
     broken.softmax = broken.softmax * 1.001
     assert not agrees_with_native(broken, packed)
+    for name in ("answers", "guess_freqs", "search"):
+        broken = TorchLlama(SMALL)
+        right = getattr(broken, name)
+        setattr(broken, name, lambda *given, right=right: right(*given) + 1)
+        assert not agrees_with_native(broken, packed), name
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -176,12 +181,42 @@ def test_coders_refuse_other_shapes_and_missing_steps() -> None:
         decoder.finish(0)
     with pytest.raises(ValueError, match="stands for no bytes"):
         _core.TokenLockstepEncoder(packed, [[[0]]], 1)
+    with pytest.raises(ValueError, match=r"shape \(2, 1, 2\)"):
+        encoder.questions(np.zeros((1, 1, 2), np.uint32))
+    with pytest.raises(ValueError, match=r"shape \(2, 1, 3\)"):
+        encoder.answer(np.zeros((2, 1, 2), np.uint32))
+    with pytest.raises(ValueError, match=r"shape \(2\)"):
+        decoder.guesses(np.zeros(1, np.uint32))
+    with pytest.raises(ValueError, match=r"shape \(2\)"):
+        decoder.decide(np.zeros(2, np.uint32), np.zeros(3, np.uint32))
+    with pytest.raises(ValueError, match=r"shape \(2, 3\)"):
+        decoder.take_found(np.zeros((2, 2), np.uint32), np.zeros(2, np.uint32))
     for coder, frame in (
         (_core.TokenLockstepEncoder, []),
         (_core.TokenLockstepDecoder, ([], 3)),
     ):
         with pytest.raises(ValueError, match="1 to 65536 lanes"):
             coder(packed, [frame], 1)
+
+
+@pytest.mark.parametrize("wrong", [(0, 0), (1 << 30, 1), (7, (1 << 30) - 6)])
+def test_coders_refuse_answers_that_are_no_intervals(wrong) -> None:
+    """A device that does not work: not a division by zero."""
+    packed = _core.LlamaModel(SMALL.tensors, SMALL.architecture.to_native())
+    encoder = _core.TokenLockstepEncoder(packed, [[[5]]], 1)
+    with pytest.raises(ValueError, match="not within 2"):
+        encoder.answer(np.array([[[0, *wrong]]], np.uint32))
+    decoder = _core.TokenLockstepDecoder(packed, [([b"abc"], 3)], 1)
+    guesses, slots, tokens = np.zeros((3, 1), np.uint32)
+    with pytest.raises(ValueError, match="comes after decide"):
+        decoder.take_found(np.zeros((1, 3), np.uint32), tokens)
+    decoder.guesses(guesses)
+    assert guesses[0] == torch_token_codec.NO_TOKEN
+    decoder.decide(guesses, slots)
+    with pytest.raises(ValueError, match="token 300 of 300"):
+        decoder.take_found(np.array([[300, 0, 1]], np.uint32), tokens)
+    with pytest.raises(ValueError, match="not within 2"):
+        decoder.take_found(np.array([[5, *wrong]], np.uint32), tokens)
 
 
 # ── on a GPU ──

@@ -1,11 +1,15 @@
 """Compiles what an engine launches for an H100 or H200, which needs no such device.
 
-Runs in a process of its own, where Triton does not interpret: record() first, then the engine's
-launches on the CPU (which do nothing), then write_ptx().
+compile_apart() runs a script in a process of its own, where Triton does not interpret: record()
+first, then the engine's launches on the CPU (which do nothing), then write_ptx().
 """
 
 import json
+import os
+import re
+import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -65,3 +69,28 @@ def write_ptx() -> None:
         binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
         compiled.append([kernel.__name__, binary.asm["ptx"]])
     json.dump(compiled, sys.stdout)
+
+
+def compile_apart(script: str, folder: Path) -> list[tuple[str, str]]:
+    """What the script writes; the compiler's cache goes to the folder."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env |= {"TRITON_CACHE_DIR": str(folder), "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=env, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [(name, text) for name, text in json.loads(done.stdout)]
+
+
+def check(kernels: list[tuple[str, str]]) -> None:
+    """No float sum, no fused multiply-add, nothing approximate, no subnormal flushed."""
+    allowed = (
+        r"mul(\.rn)?\.f32|(div|sqrt)\.rn\.f32|cvt\.rn\.f32\.[su](16|32|64)"
+        r"|cvt\.rni(\.ftz)?\.s32\.f32|(min|max|abs)\.f32|setp\.\w+\.f32|selp\.f32"
+    )
+    for name, text in kernels:
+        operations = set(
+            re.findall(r"^\s*(?:@\S+\s+)?([a-z][\w.:]*\bf(?:16|32|64)\b[\w.]*)", text, re.MULTILINE)
+        )
+        strange = {o for o in operations if not re.fullmatch(allowed, o)}
+        assert not strange, f"{name}: {strange}"

@@ -84,6 +84,23 @@ def test_the_same_bytes_from_both_and_each_decodes_the_other(
     assert_same(native, through_torch, TEXT[:size], lanes)
 
 
+def test_frames_through_the_triton_engine_are_the_native_bytes(tmp_path, monkeypatch) -> None:
+    """In Triton's interpreter."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from lmzip.triton_llama import TritonLlama
+
+    def engine(model, _native, device):
+        return TritonLlama(model, device)
+
+    monkeypatch.setattr(torch_token_codec, "open_engine", engine)
+    one_layer = random_llama(small_llama(n_layers=1, windows=(5,), sinks=(2,)), 3)
+    model = save(tmp_path, one_layer)
+    native, ours = TokenCodec(request(model)), TorchTokenCodec(request(model))
+    raw = b"tea at tea, tea at ten"
+    frames = [(raw, 2), (raw[::-1], 1)]
+    check_frames_at_once(native, ours, frames)
+
+
 def test_frames_that_come_together_are_coded_together(native, through_torch, monkeypatch) -> None:
     frames = [(TEXT[10 * i :][:size], lanes) for i, (size, lanes) in enumerate(SIZES)]
     batches = watch_batches(monkeypatch)

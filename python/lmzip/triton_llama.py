@@ -81,7 +81,7 @@ class TritonLlama(TorchLlama):
 
     def _block(self, state: State, tokens: Tensor) -> Tensor:
         lanes, count = tokens.shape
-        x, xq = self.embed(tokens.int().flatten())
+        x, xq = self.embed(tokens.int().contiguous().flatten())
         for i, (layer, cache) in enumerate(zip(self.layers, state.caches, strict=True)):
             u = self.project_heads(layer, xq)
             heads = self.split_heads(layer, u, cache, state.position, count)

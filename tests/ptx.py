@@ -25,6 +25,7 @@ POINTERS = {
     torch.int64: "*i64",
     torch.float32: "*fp32",
 }
+SM_90 = GPUTarget("cuda", 90, 32)
 launches: dict = {}
 
 
@@ -37,22 +38,25 @@ class Recorder:
 
     def launch(self, *args, num_warps=4, num_stages=3, enable_fp_fusion, **constants):
         names = self.kernel.arg_names
-        signature, fixed = {}, dict(constants)
+        signature, fixed, aligned = {}, dict(constants), []
         for name, value in zip(names, args, strict=False):
             if isinstance(value, torch.Tensor):
                 signature[name] = POINTERS[value.dtype]
+                value = value.data_ptr()
             elif value == 1:
                 fixed[name] = value
             else:
                 signature[name] = "i32" if value < 1 << 31 else "i64"
+            if value % 16 == 0:
+                aligned.append(name)
         signature |= dict.fromkeys(fixed, "constexpr")
         options = {
             "num_warps": num_warps,
             "num_stages": num_stages,
             "enable_fp_fusion": enable_fp_fusion,
         }
-        key = self.kernel.__name__, str(signature), str(fixed)
-        launches[key] = self.kernel, signature, fixed, options
+        key = self.kernel.__name__, str(signature), str(fixed), str(aligned)
+        launches[key] = self.kernel, signature, fixed, aligned, options
 
 
 def record(kernels: ModuleType, names: list[str]) -> None:
@@ -60,13 +64,21 @@ def record(kernels: ModuleType, names: list[str]) -> None:
         setattr(kernels, name, Recorder(getattr(kernels, name)))
 
 
+def source_of(kernel, signature: dict, fixed: dict, aligned: list[str]) -> ASTSource:
+    places = {name: (kernel.arg_names.index(name),) for name in kernel.arg_names}
+    return ASTSource(
+        kernel,
+        {name: signature[name] for name in kernel.arg_names},
+        {places[name]: value for name, value in fixed.items()},
+        {places[name]: [["tt.divisibility", 16]] for name in aligned},
+    )
+
+
 def write_ptx() -> None:
     """[[kernel, text], ...] as JSON."""
     compiled = []
-    for kernel, signature, fixed, options in launches.values():
-        places = {(kernel.arg_names.index(name),): value for name, value in fixed.items()}
-        source = ASTSource(kernel, {n: signature[n] for n in kernel.arg_names}, places)
-        binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    for kernel, *how, options in launches.values():
+        binary = triton.compile(source_of(kernel, *how), target=SM_90, options=options)
         compiled.append([kernel.__name__, binary.asm["ptx"]])
     json.dump(compiled, sys.stdout)
 

@@ -306,10 +306,11 @@ from random_llama import random_llama, small_llama
 
 ptx.record(triton_llama_kernels, {NAMES})
 for norm, sinks in ((False, 4), (True, 0)):
-    architecture = small_llama(n_layers=1, windows=(300,), sinks=(sinks,), qk_norm=norm, head_dim=64,
-                               d_model=192, n_heads=3, n_kv_heads=1, d_ff=256)
+    architecture = small_llama(n_layers=1, windows=(300,), sinks=(sinks,), qk_norm=norm,
+                               head_dim=64, d_model=192, n_heads=3, n_kv_heads=1, d_ff=256)
     engine = triton_llama.TritonLlama(random_llama(architecture, 1), "cpu")
     for lanes, count in ((64, 1), (16, 64)) if sinks else ((64, 1),):
+        triton_llama.MULTIPROCESSORS = 132 if count == 1 else 1  # small tiles, large ones
         tokens = torch.zeros(lanes, count, dtype=torch.int32)
         logits = engine.feed(engine.start(lanes, 1024, count, graph=True), tokens).flatten(0, 1)
         asked = tokens.flatten()

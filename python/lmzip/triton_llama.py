@@ -25,7 +25,10 @@ from lmzip.torch_llama import Cache, Layer, State, TorchLlama
 from lmzip.triton_engine import OPTIONS, TILE, power_of_two
 
 QUANTIZE_BLOCK = 4096
-KEYS = 32  # more than there can be sinks
+MULTIPROCESSORS = 132
+# Keys at once, more than there can be sinks; warps of a program of a step, of other programs.  A
+# guess: bench/gpu.py times others.
+KEYS, STEP_WARPS, BLOCK_WARPS = 32, 1, 4
 VOCABULARY_BLOCK = 4096
 # Scores are kept, not made anew, where so few queries read a key that the memory decides.
 KEPT_QUERIES = 16
@@ -54,9 +57,10 @@ class Tile(NamedTuple):
     stages: int
 
 
-def tile_of(rows: int) -> Tile:
-    """A guess: bench/gpu.py times others."""
-    if rows >= 1024:
+def tile_of(rows: int, columns: int) -> Tile:
+    """The largest whose sums fit into registers (seen in the machine code for sm_90), if there are
+    enough of them for the multiprocessors of a large GPU."""
+    if triton.cdiv(rows, 128) * triton.cdiv(columns, 128) >= MULTIPROCESSORS:
         return Tile(128, 128, 8, 3)
     return Tile(max(16, min(64, power_of_two(rows))), 64, 4, 4)
 
@@ -163,7 +167,9 @@ class TritonLlama(TorchLlama):
     def gate(self, product: Product, xq: Quantized) -> Tensor:
         """(rows, F) float32."""
         out = self._empty(len(xq.r), self.arch.d_ff, dtype=torch.float32)
-        self._product(kernels.gate, product, xq, out, self.sigmoid)
+        # Gates wait in registers for the ups: wider tiles spill.
+        tile = tile_of(*out.shape)._replace(columns=64)
+        self._product(kernels.gate, product, xq, out, self.sigmoid, tile=tile)
         return out
 
     def logits(self, xq: Quantized) -> Tensor:
@@ -183,7 +189,7 @@ class TritonLlama(TorchLlama):
     ) -> None:
         rows, columns = out.shape
         inputs = product.weight.shape[1]
-        tile = tile or tile_of(rows)
+        tile = tile or tile_of(rows, columns)
         grid = triton.cdiv(rows, tile.rows), triton.cdiv(columns, tile.columns)
         kernel[grid](
             q.q, rows * inputs, q.r, product.weight, product.scale, *more, out, rows,
@@ -221,6 +227,7 @@ class TritonLlama(TorchLlama):
         a, rows = self.arch, heads.q.shape[1]
         lanes, queries = rows // count, count * (a.n_heads // a.n_kv_heads)
         block = max(8, min(32, power_of_two(queries)))
+        warps = STEP_WARPS if block == 8 else BLOCK_WARPS
         keep = queries <= KEPT_QUERIES
         kept = (cache.keys.shape[2] // KEYS + 3) * KEYS
         scores = self._empty(rows * a.n_heads * kept if keep else 1)
@@ -231,7 +238,7 @@ class TritonLlama(TorchLlama):
             self.softmax, self.exp16, position, scores, out, rows, kept,
             count=count, LIMIT=limit(sum(layer.layout), True, 16383), KEEP=keep,
             QUERIES=block, KEYS=KEYS, HEAD=max(32, power_of_two(a.head_dim)),
-            **self._cached(layer, cache), num_warps=4, num_stages=1, **OPTIONS,
+            **self._cached(layer, cache), num_warps=warps, num_stages=1, **OPTIONS,
         )  # fmt: skip
         return out
 

@@ -2,6 +2,7 @@
 decodes the other's: for every kind of model, alone and many at once, and as files."""
 
 import importlib.util
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from device_frames import (  # noqa: E402
 from lmzip import _core, codec, llama_model, models, torch_token_codec  # noqa: E402
 from lmzip.codec import CodecRequest, ThreadShare  # noqa: E402
 from lmzip.container import METHOD_TOKENS  # noqa: E402
-from lmzip.errors import CorruptError, LimitError, UnsupportedError  # noqa: E402
+from lmzip.errors import CorruptError, LimitError, LmzipError, UnsupportedError  # noqa: E402
 from lmzip.token_codec import TokenCodec  # noqa: E402
 from lmzip.torch_llama import TorchLlama  # noqa: E402
 from lmzip.torch_token_codec import TorchTokenCodec, agrees_with_native  # noqa: E402
@@ -172,6 +173,36 @@ def test_a_device_that_disagrees_is_found_before_it_writes() -> None:
         assert not agrees_with_native(broken, packed), name
 
 
+def test_where_triton_is_missing_or_wrong_pytorch_takes_its_place(monkeypatch) -> None:
+    """The choice alone: no engine here runs on CUDA."""
+    device = torch.device("cuda:0")
+
+    def engine_of(model, where):
+        assert where == device
+        return TorchLlama(model)
+
+    packed = _core.LlamaModel(SMALL.tensors, SMALL.architecture.to_native())
+    monkeypatch.setattr(torch_token_codec, "TorchLlama", engine_of)
+    monkeypatch.setattr(torch_token_codec, "triton_missing", lambda _: "Triton is not installed")
+    with pytest.warns(RuntimeWarning, match="cuda:0: Triton is not installed; PyTorch's own"):
+        assert torch_token_codec.open_engine(SMALL, packed, device).device.type == "cpu"
+    monkeypatch.setattr(torch_token_codec, "agrees_with_native", lambda *_: False)
+    with (
+        pytest.warns(RuntimeWarning, match="Triton is not installed"),
+        pytest.raises(LmzipError, match="cuda:0 does not give the integers of the CPU"),
+    ):
+        torch_token_codec.open_engine(SMALL, packed, device)
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from lmzip import triton_llama
+
+    monkeypatch.setattr(triton_llama, "TritonLlama", lambda model, _: TorchLlama(model))
+    monkeypatch.setattr(torch_token_codec, "triton_missing", lambda _: None)
+    answers = iter([False, True])
+    monkeypatch.setattr(torch_token_codec, "agrees_with_native", lambda *_: next(answers))
+    with pytest.warns(RuntimeWarning, match="its kernels do not give the integers"):
+        torch_token_codec.open_engine(SMALL, packed, device)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_missing_device_is_named(small) -> None:
     with pytest.raises(UnsupportedError, match="no CUDA device"):
@@ -243,7 +274,16 @@ def test_coders_refuse_answers_that_are_no_intervals(wrong) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 def test_cuda_every_kind_of_model(architecture, tmp_path) -> None:
     model = save(tmp_path, random_llama(architecture, 3))
-    assert_same(TokenCodec(request(model)), TorchTokenCodec(request(model, "cuda")), TEXT, 80)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the Triton engine, not its substitute
+        assert_same(TokenCodec(request(model)), TorchTokenCodec(request(model, "cuda")), TEXT, 80)
+
+
+@pytest.mark.gpu
+def test_cuda_without_triton_says_so_and_makes_the_same_bytes(small, monkeypatch) -> None:
+    monkeypatch.setattr(torch_token_codec, "triton_missing", lambda _: "there is none")
+    with pytest.warns(RuntimeWarning, match="there is none; PyTorch's own operations"):
+        assert_same(TokenCodec(request(small)), TorchTokenCodec(request(small, "cuda")), TEXT, 80)
 
 
 @pytest.mark.gpu

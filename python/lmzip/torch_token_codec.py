@@ -37,7 +37,7 @@ from lmzip.model_file import Array
 from lmzip.token_codec import TokenCodec
 from lmzip.torch_llama import LlamaLanes, TorchLlama
 
-ENCODE_ROWS = {"cuda": 1024, "cpu": 64}  # positions of a group that are evaluated at once
+ENCODE_ROWS = {"cuda": 4096, "cpu": 64}  # positions of a group that are evaluated at once
 MAX_BLOCK = 64  # of which of one lane
 NO_TOKEN = 0xFFFFFFFF  # in place of a guess
 
@@ -85,7 +85,7 @@ class TokenWorker(DeviceWorker):
         slots = sum(s + min(w, stride) for w, s in zip(a.windows, a.sinks, strict=True))
         cache = slots * a.n_kv_heads * (2 * a.head_dim + 8)
         widest = max(a.d_model, 2 * a.d_ff, a.n_heads * a.head_dim)
-        return cache + 16 * a.vocabulary + 24 * widest
+        return cache + 8 * a.vocabulary + 24 * widest
 
     @cached_property
     def _engine(self) -> TorchLlama:

@@ -53,16 +53,18 @@ class Tile(NamedTuple):
 
     rows: int
     columns: int
+    inputs: int  # at a time
     warps: int
     stages: int
 
 
 def tile_of(rows: int, columns: int) -> Tile:
     """The largest whose sums fit into registers (seen in the machine code for sm_90), if there are
-    enough of them for the multiprocessors of a large GPU."""
+    enough of them for the multiprocessors of a large GPU.  In 99 KiB of shared memory, which is
+    what small GPUs have."""
     if triton.cdiv(rows, 128) * triton.cdiv(columns, 128) >= MULTIPROCESSORS:
-        return Tile(128, 128, 8, 3)
-    return Tile(max(16, min(64, power_of_two(rows))), 64, 4, 4)
+        return Tile(128, 128, 64, 8, 3)
+    return Tile(max(16, min(64, power_of_two(rows))), 64, 128, 4, 4)
 
 
 class TritonLlama(TorchLlama):
@@ -194,7 +196,7 @@ class TritonLlama(TorchLlama):
         kernel[grid](
             q.q, rows * inputs, q.r, product.weight, product.scale, *more, out, rows,
             N=columns, K=inputs, WIDE=product.wide,
-            BM=tile.rows, BN=tile.columns, BK=math.gcd(inputs, 128),
+            BM=tile.rows, BN=tile.columns, BK=math.gcd(inputs, tile.inputs),
             num_warps=tile.warps, num_stages=tile.stages, **OPTIONS,
         )  # fmt: skip
 

@@ -59,8 +59,14 @@ def native(small: models.ModelInfo) -> TokenCodec:
     return TokenCodec(request(small))
 
 
-@pytest.fixture(scope="module")
-def through_torch(small: models.ModelInfo) -> TorchTokenCodec:
+@pytest.fixture(params=["asked", "logits"])
+def asks(request, monkeypatch) -> None:
+    """Whether the device is asked for what coders need, or for the logits."""
+    monkeypatch.setitem(torch_token_codec.KEEPS_LOGITS, "cpu", request.param == "asked")
+
+
+@pytest.fixture
+def through_torch(small: models.ModelInfo, asks) -> TorchTokenCodec:  # noqa: ARG001
     return TorchTokenCodec(request(small))
 
 
@@ -72,6 +78,7 @@ def assert_same(theirs: TokenCodec, ours: TorchTokenCodec, raw: bytes, lanes: in
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+@pytest.mark.usefixtures("asks")
 def test_every_kind_of_model(architecture, tmp_path) -> None:
     """Lanes of some 150 tokens: windows wrap several times."""
     model = save(tmp_path, random_llama(architecture, 3))
@@ -94,6 +101,7 @@ def test_frames_through_the_triton_engine_are_the_native_bytes(tmp_path, monkeyp
         return TritonLlama(model, device)
 
     monkeypatch.setattr(torch_token_codec, "open_engine", engine)
+    monkeypatch.setitem(torch_token_codec.KEEPS_LOGITS, "cpu", True)
     one_layer = random_llama(small_llama(n_layers=1, windows=(5,), sinks=(2,)), 3)
     model = save(tmp_path, one_layer)
     native, ours = TokenCodec(request(model)), TorchTokenCodec(request(model))

@@ -524,12 +524,17 @@ class LlamaLanes:
             self._out.copy_(self._graph.result, non_blocking=True)
             self._graph.record_done()
 
-    def wait(self) -> NDArray[np.int32 | np.uint32]:
-        """What the mode gives; whoever reads it may change it; it stays until the next launch."""
+    def wait(self) -> NDArray[np.uint32]:
+        """What the mode gives, but for LOGITS; whoever reads it may change it; it stays until the
+        next launch."""
+        return self.wait_logits().view(np.uint32)
+
+    def wait_logits(self) -> NDArray[np.int32]:
+        """The same, in the mode LOGITS."""
         if self._graph is not None:
             self._graph.wait()
         out: NDArray[np.int32] = self._out.numpy()
-        return out if self._mode == LOGITS else out.view(np.uint32)
+        return out
 
     def search(self, slots: NDArray[np.uint32]) -> NDArray[np.uint32]:
         """Once wait() has returned: (lanes, 3), the token that holds each lane's slot without the

@@ -3,16 +3,19 @@
 How frames share a device is said in device_codec.py.  The cores code in _core.TokenLockstepEncoder
 or TokenLockstepDecoder.  Logits stay on the device, which is asked for what the coders need of them
 (token_answers.py): 24 bytes of a token cross the bus when encoding; when decoding 12 and, where the
-guess was wrong, 16 that could not be asked for before.
+guess was wrong, 16 that could not be asked for before.  Where there is no bus, the coders take the
+logits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lmzip import _core, llama_model, token_answers
 from lmzip.codec import CodecRequest
@@ -31,7 +34,7 @@ from lmzip.device_codec import (
     warn_of_torch,
 )
 from lmzip.errors import LmzipError
-from lmzip.lanes import INTERVALS, SEARCH
+from lmzip.lanes import INTERVALS, LOGITS, SEARCH
 from lmzip.llama_model import LlamaModel
 from lmzip.model_file import Array
 from lmzip.token_codec import TokenCodec
@@ -39,6 +42,7 @@ from lmzip.torch_llama import LlamaLanes, TorchLlama
 
 ENCODE_ROWS = {"cuda": 4096, "cpu": 64}  # positions of a group that are evaluated at once
 MAX_BLOCK = 64  # of which of one lane
+KEEPS_LOGITS = {"cuda": True, "cpu": False}  # the device is asked, and not for logits
 NO_TOKEN = 0xFFFFFFFF  # in place of a guess
 
 
@@ -119,16 +123,23 @@ class TokenEncodeGroup:
         self.blocks = -(-steps // count)
         self._inputs = np.zeros((lanes, count), np.uint32)
         self._questions = np.zeros((lanes, count, 2), np.uint32)
-        self._shape = worker.shape(lanes, count, steps, INTERVALS)
+        self._asks = KEEPS_LOGITS[worker.kind]
+        self._shape = worker.shape(lanes, count, steps, INTERVALS if self._asks else LOGITS)
         self._lanes = worker.take(self._shape)
 
     def launch(self, block: int) -> None:  # noqa: ARG002 (in order)
         self._coder.inputs(self._inputs)
-        self._coder.questions(self._questions)
-        self._lanes.launch(self._inputs, *np.moveaxis(self._questions, 2, 0))
+        asked: Sequence[NDArray[np.uint32]] = ()
+        if self._asks:
+            self._coder.questions(self._questions)
+            asked = list(np.moveaxis(self._questions, 2, 0))
+        self._lanes.launch(self._inputs, *asked)
 
     def take(self, block: int) -> None:  # noqa: ARG002
-        self._coder.answer(self._lanes.wait())
+        if self._asks:
+            self._coder.answer(self._lanes.wait())
+        else:
+            self._coder.take(self._lanes.wait_logits())
 
     def finish(self) -> list[Outcome]:
         self._worker.keep(self._shape, self._lanes)
@@ -145,16 +156,23 @@ class TokenDecodeGroup:
         lanes = self._coder.lanes
         self._tokens = np.full(lanes, worker.architecture.start, np.uint32)
         self._guesses, self._slots = np.zeros((2, lanes), np.uint32)
-        self._shape = worker.shape(lanes, 1, self.steps, SEARCH)
+        self._asks = KEEPS_LOGITS[worker.kind]
+        self._shape = worker.shape(lanes, 1, self.steps, SEARCH if self._asks else LOGITS)
         self._lanes = worker.take(self._shape)
 
     def launch(self) -> None:
-        self._coder.guesses(self._guesses)
-        self._lanes.launch(self._tokens[:, None], self._guesses[:, None])
+        asked: Sequence[NDArray[np.uint32]] = ()
+        if self._asks:
+            self._coder.guesses(self._guesses)
+            asked = [self._guesses[:, None]]
+        self._lanes.launch(self._tokens[:, None], *asked)
 
     def take(self, step: int) -> None:
-        self._coder.decide(self._lanes.wait()[:, 0], self._slots)
-        self._coder.take_found(self._lanes.search(self._slots), self._tokens)
+        if self._asks:
+            self._coder.decide(self._lanes.wait()[:, 0], self._slots)
+            self._coder.take_found(self._lanes.search(self._slots), self._tokens)
+        else:
+            self._coder.take(self._lanes.wait_logits()[:, 0], self._tokens)
         if self._coder.active() == 0:
             self.steps = step + 1
         else:
@@ -204,7 +222,7 @@ def agrees_with_native(engine: TorchLlama, native: _core.LlamaModel, lanes: int 
         for begin in range(0, 2 * count, width):
             part = slice(begin, begin + width)
             block.launch(tokens[:, part])
-            if not np.array_equal(block.wait(), expected[:, part]):
+            if not np.array_equal(block.wait_logits(), expected[:, part]):
                 return False
     guesses[::3] = NO_TOKEN
     few = 4  # lanes: the CPU takes long for the answers

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lmzip
-import reference_recall
+import reference_tokens
 from lmzip import _core, cli, codec, llama_model, models
 from lmzip.container import METHOD_TOKENS
 from lmzip.errors import CorruptError, LimitError, LmzipError, ModelMismatchError, UnsupportedError
@@ -72,22 +72,22 @@ def raw_of(symbols: list[int]) -> bytes:
 
 
 def test_payloads_are_those_of_the_reference() -> None:
-    """docs/format.md method 5, step by step: reference network, guesses, coder."""
+    """docs/format.md method 5, step by step: reference network, candidates, coder."""
     phrase = some_symbols(9, 1)  # which recurs, in other lanes too, and sometimes goes on otherwise
     other = phrase[:7] + some_symbols(3, 4) + 4 * phrase
     lanes = [some_symbols(5, 2) + 3 * phrase, other, [], phrase]
-    expected = reference_recall.encode(MODEL, lanes)
+    expected = reference_tokens.encode(MODEL, lanes)
     assert sum(map(len, expected)) < sum(len(raw_of(lane)) for lane in lanes)
     for threads in (1, 3):
         assert _core.encode_tokens(NATIVE, lanes, threads) == expected
 
 
-def test_payloads_are_those_of_the_reference_where_guesses_often_fail() -> None:
+def test_payloads_are_those_of_the_reference_where_anything_may_follow() -> None:
     """Two tokens and a byte in any order: every count grows, is halved, is taken over."""
     few = [*some_symbols(2, 8), MODEL.architecture.vocabulary + 4]
     rng = np.random.default_rng(9)
     lanes = [[few[i] for i in rng.choice(3, size, p=[0.75, 0.2, 0.05])] for size in (150, 120, 1)]
-    expected = reference_recall.encode(MODEL, lanes)
+    expected = reference_tokens.encode(MODEL, lanes)
     assert _core.encode_tokens(NATIVE, lanes, 2) == expected
     raw = b"".join(raw_of(lane) for lane in (lanes[0], lanes[0]))
     twice = _core.encode_tokens(NATIVE, [lanes[0]] * 2, 1)

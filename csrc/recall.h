@@ -72,7 +72,7 @@ class Recall {
  private:
   static constexpr std::array<size_t, Candidate::kOrders> kOrders = {6, 4, 3, 2, 1};  // tokens
   static constexpr size_t kLongest = 6;
-  static constexpr int kBucketBits = 17;
+  static constexpr int kBucketBits = 18;
   static constexpr size_t kBuckets = size_t{1} << kBucketBits;  // of each order
   static constexpr size_t kSlots = 4;
   static constexpr uint32_t kCheckMask = 255;

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <bit>
 #include <cstdlib>
+#include <iterator>
 
+#include "choice_start.h"
 #include "logistic.h"
 #include "row_kernels.h"
 
@@ -12,10 +14,13 @@ namespace lmzip {
 namespace {
 
 constexpr int kLikelyShift = 9;                            // 1/512
-constexpr int32_t kLeast = -20 << kLogitFracBits;          // log_p of candidates
+constexpr int32_t kLogPUnit = 8;                           // of log_p of candidates
+constexpr int32_t kLeast = -20 * (1 << kLogitFracBits);    // the same
 constexpr int32_t kTopBits = kExp2Bits << kLogitFracBits;  // log2 of the greatest logit's weight
 constexpr int kOneBits = 16;                               // a gradient of 1
 constexpr int32_t kLeastGradient = 64;
+constexpr uint32_t kStartSeen = 10 << kOneBits;
+constexpr int kStartShift = 12;          // 1/16 bit in 1/65536
 constexpr int32_t kMaxWeight = 1 << 21;  // 32 bits
 
 // log2 in 1/1024 of 0 < n < 2^63, of its upper 24 bits.
@@ -39,6 +44,15 @@ size_t ScoredChoice::find(uint32_t slot) const {
          1;
 }
 
+static_assert(-kLeast / kLogPUnit < 1 << 12 && kMaxSymbols <= size_t{1} << 20);
+
+uint32_t pack(const Candidate& candidate) {
+  return candidate.token << 12 | static_cast<uint32_t>(-candidate.log_p / kLogPUnit);
+}
+
+uint32_t packed_token(uint32_t packed) { return packed >> 12; }
+int32_t packed_log_p(uint32_t packed) { return -static_cast<int32_t>(packed & 4095) * kLogPUnit; }
+
 void complete_choice(const int32_t* logits, const Distribution& distribution, Choice& choice) {
   const size_t recalled = choice.candidates.size();
   choice.recalled = recalled > 0;
@@ -54,10 +68,18 @@ void complete_choice(const int32_t* logits, const Distribution& distribution, Ch
   uint64_t rest = distribution.sum();
   for (Candidate& candidate : choice.candidates) {
     const int32_t below = top - logits[candidate.token];
-    candidate.log_p = std::max(kTopBits - below - log_sum, kLeast);
+    candidate.log_p = std::clamp((kTopBits - below - log_sum) & -kLogPUnit, kLeast, 0);
     rest -= logit_weight(static_cast<uint32_t>(below));
   }
   choice.log_p_rest = log2_of(std::max<uint64_t>(rest, 1)) - log_sum;
+}
+
+TokenChoice::TokenChoice(size_t vocabulary) : bias_(vocabulary) {
+  static_assert(std::size(kKindStart) == (kPlain + 3) * kKnots);
+  static_assert(std::size(kRestStart) == kRests);
+  for (size_t i = 0; i < std::size(kKindStart); ++i)
+    kinds_[i / kKnots][i % kKnots] = {kKindStart[i] * (1 << kStartShift), kStartSeen};
+  for (size_t i = 0; i < kRests; ++i) rests_[i] = {kRestStart[i] * (1 << kStartShift), kStartSeen};
 }
 
 TokenChoice::At TokenChoice::at(int32_t log_p) {
@@ -100,7 +122,7 @@ void TokenChoice::move(Weight& weight, int32_t gradient, int rate_bits, uint32_t
       static_cast<int32_t>(std::clamp<int64_t>(weight.value + step, -kMaxWeight, kMaxWeight));
 }
 
-// At first 2 / (1 + seen), at last 1/50; of a bias 1 / (1 + seen), and 1/20.
+// 2 / (1 + seen), at last 1/50; of a bias 1 / (1 + seen), and 1/20.
 void TokenChoice::learn(Weight& weight, int32_t gradient) { move(weight, gradient, 1, 99); }
 void TokenChoice::learn_bias(Weight& weight, int32_t gradient) { move(weight, gradient, 0, 19); }
 

@@ -46,12 +46,17 @@ class ScoredChoice {
   Distribution distribution_;
 };
 
+// A candidate in 32 bits, without what has been seen of it.
+uint32_t pack(const Candidate& candidate);
+uint32_t packed_token(uint32_t packed);
+int32_t packed_log_p(uint32_t packed);
+
 // Completes what recall has found, given the row of logits and its distribution.
 void complete_choice(const int32_t* logits, const Distribution& distribution, Choice& choice);
 
 class TokenChoice {
  public:
-  explicit TokenChoice(size_t vocabulary) : bias_(vocabulary) {}
+  explicit TokenChoice(size_t vocabulary);
 
   void score(const Choice& choice, ScoredChoice& out) const;
 

@@ -17,6 +17,23 @@ void exclude(const Choice& choice, int32_t* row, size_t size, Distribution& dist
   distribution.assign(RowKind::kLogits, row, size);
 }
 
+void pack_all(const std::vector<Candidate>& candidates, std::vector<uint32_t>& out) {
+  out.resize(candidates.size());
+  out.shrink_to_fit();  // there is one for each token of the frame
+  std::transform(candidates.begin(), candidates.end(), out.begin(), pack);
+}
+
+// What complete_choice() has made of the candidates that have been looked up again.
+void unpack(const std::vector<uint32_t>& packed, int32_t log_p_rest, Choice& choice) {
+  choice.recalled = !choice.candidates.empty();
+  choice.log_p_rest = log_p_rest;
+  choice.candidates.resize(packed.size());
+  for (size_t i = 0; i < packed.size(); ++i) {
+    choice.candidates[i].token = packed_token(packed[i]);
+    choice.candidates[i].log_p = packed_log_p(packed[i]);
+  }
+}
+
 CorruptError corrupt(size_t lane, const char* what) {
   return CorruptError("the payload of lane " + std::to_string(lane) + " " + what +
                       "; the file is damaged");
@@ -49,9 +66,12 @@ void TokenFrameEncoder::check_symbols() const {
 
 void TokenFrameEncoder::look_up() {
   Recall recall(lanes_.size());
+  std::vector<Candidate> found;
   for (size_t t = 0; t < longest_; ++t) {
     for (size_t lane = 0; lane < lanes_.size(); ++lane) {
-      if (t < lanes_[lane].size()) recall.look_up(lane, records_[lane][t].choice.candidates);
+      if (t >= lanes_[lane].size()) continue;
+      recall.look_up(lane, found);
+      pack_all(found, records_[lane][t].packed);
     }
     for (size_t lane = 0; lane < lanes_.size(); ++lane) {
       if (t < lanes_[lane].size()) recall.remember(lane, token_of(lanes_[lane][t]));
@@ -65,23 +85,34 @@ void TokenFrameEncoder::predict(size_t lane, size_t t, int32_t* logits,
   Record& record = records_[lane][t];
   const uint32_t token = token_of(lanes_[lane][t]);
   distribution.assign(RowKind::kLogits, logits, vocabulary);
-  complete_choice(logits, distribution, record.choice);
-  if (record.choice.find(token) < record.choice.candidates.size()) return;
-  exclude(record.choice, logits, vocabulary, distribution);
+  Choice choice;
+  for (const uint32_t packed : record.packed) choice.candidates.push_back({packed_token(packed)});
+  complete_choice(logits, distribution, choice);
+  pack_all(choice.candidates, record.packed);
+  record.log_p_rest = choice.log_p_rest;
+  if (choice.find(token) < choice.candidates.size()) return;
+  exclude(choice, logits, vocabulary, distribution);
   record.interval = distribution.interval(token);
 }
 
 Payloads TokenFrameEncoder::finish() {
   std::vector<RangeEncoder> coders(lanes_.size());
+  std::vector<Choice> choices(lanes_.size());
   std::vector<ScoredChoice> scored(lanes_.size());
+  Recall recall(lanes_.size());  // once more: what was looked up takes more room than time
   for (size_t t = 0; t < longest_; ++t) {
     for (size_t lane = 0; lane < lanes_.size(); ++lane) {
-      if (t < lanes_[lane].size())
-        code_symbol(records_[lane][t], lanes_[lane][t], scored[lane], coders[lane]);
+      if (t >= lanes_[lane].size()) continue;
+      const Record& record = records_[lane][t];
+      recall.look_up(lane, choices[lane].candidates);
+      unpack(record.packed, record.log_p_rest, choices[lane]);
+      code_symbol(choices[lane], record.interval, lanes_[lane][t], scored[lane], coders[lane]);
     }
     for (size_t lane = 0; lane < lanes_.size(); ++lane) {
-      if (t < lanes_[lane].size())
-        chooser_.learn(records_[lane][t].choice, scored[lane], token_of(lanes_[lane][t]));
+      if (t >= lanes_[lane].size()) continue;
+      const uint32_t token = token_of(lanes_[lane][t]);
+      chooser_.learn(choices[lane], scored[lane], token);
+      recall.remember(lane, token);
     }
   }
   Payloads payloads;
@@ -89,14 +120,14 @@ Payloads TokenFrameEncoder::finish() {
   return payloads;
 }
 
-void TokenFrameEncoder::code_symbol(const Record& record, uint32_t symbol, ScoredChoice& scored,
+void TokenFrameEncoder::code_symbol(const Choice& choice, const Interval& among_rest,
+                                    uint32_t symbol, ScoredChoice& scored,
                                     RangeEncoder& coder) const {
-  chooser_.score(record.choice, scored);
-  const size_t chosen = record.choice.find(token_of(symbol));
+  chooser_.score(choice, scored);
+  const size_t chosen = choice.find(token_of(symbol));
   const Interval interval = scored.interval(chosen);
   coder.encode(interval.lo, interval.freq, kFreqBits);
-  if (chosen == record.choice.candidates.size())
-    coder.encode(record.interval.lo, record.interval.freq, kFreqBits);
+  if (chosen == choice.candidates.size()) coder.encode(among_rest.lo, among_rest.freq, kFreqBits);
   const size_t vocabulary = model_.arch().vocabulary;
   if (symbol >= vocabulary) coder.encode(static_cast<uint32_t>(symbol - vocabulary), 1, kByteBits);
 }

@@ -44,8 +44,9 @@ class TokenFrameEncoder {
 
  private:
   struct Record {
-    Choice choice;
-    Interval interval;  // of a token that is no candidate, among those that are none
+    std::vector<uint32_t> packed;  // candidates; before predict() those that are remembered
+    int32_t log_p_rest = 0;
+    Interval interval{};  // of a token that is no candidate, among those that are none
   };
 
   // What stands before a symbol's successor: its token, or the escape.
@@ -54,8 +55,8 @@ class TokenFrameEncoder {
   }
   void check_symbols() const;
   void look_up();
-  void code_symbol(const Record& record, uint32_t symbol, ScoredChoice& scored,
-                   RangeEncoder& coder) const;
+  void code_symbol(const Choice& choice, const Interval& among_rest, uint32_t symbol,
+                   ScoredChoice& scored, RangeEncoder& coder) const;
 
   const LlamaModel& model_;
   const std::span<const std::vector<uint32_t>> lanes_;

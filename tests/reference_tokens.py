@@ -1,15 +1,17 @@
 """csrc/recall.h, csrc/token_choice.h and the coding of method 5, readable: docs/format.md in plain
 Python."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
 from lmzip.llama_model import LlamaModel
 from lmzip.llama_reference import LlamaReference
-from lmzip.reference_coder import RangeEncoder, cumulative, logit_weights
+from lmzip.reference_coder import RangeEncoder, cumulative, exp2_table, logit_weights
 from reference_mixer import clamp, log2
 
 ORDERS = (6, 4, 3, 2, 1)
@@ -40,7 +42,7 @@ def place(history: list[int], order: int) -> tuple[int, int]:
         h = (h + token + 1) * 0x9E3779B1 % (1 << 32)
     h = (h ^ h >> 15) * 0x2C1B3C6D % (1 << 32)
     h ^= h >> 12
-    return h >> 15, h & 255
+    return h >> 14, h & 255
 
 
 def state(count: int, others: int) -> int:
@@ -120,19 +122,30 @@ class Choice:
         return [candidate.token for candidate in self.candidates]
 
 
-def make_choice(found: dict[int, dict[int, int]], logits: list[int]) -> Choice:
-    weights = logit_weights(logits)
-    total, top = sum(weights), max(logits)
-    tokens = [*found, *(t for t, w in enumerate(weights) if 512 * w >= total and t not in found)]
+def make_choice(found: dict[int, dict[int, int]], logits: np.ndarray) -> Choice:
+    top = int(logits.max())
+    below = top - logits.astype(np.int64)
+    weights = np.array(exp2_table())[below % 1024] >> np.minimum(below // 1024, 32)
+    total = int(weights.sum())
+    likely = np.flatnonzero(512 * weights >= total).tolist()
+    tokens = [*found, *(token for token in likely if token not in found)]
     candidates = []
     for token in tokens:
-        log_p = max(logits[token] - top + 30 * 1024 - log2_1024(total), -20 * 1024)
+        log_p = 30 * 1024 - int(below[token]) - log2_1024(total)
+        log_p = clamp(log_p // 8 * 8, -20 * 1024, 0)
         kinds = [i * STATES + s for i, s in found.get(token, {}).items()]
         kinds.append(len(ORDERS) * STATES + (2 if kinds else 1 if found else 0))
         candidates.append(Candidate(token, log_p, kinds))
-    rest = max(total - sum(weights[token] for token in tokens), 1)
+    rest = max(total - int(weights[tokens].sum()), 1)
     log_p_rest = log2_1024(rest) - log2_1024(total)
     return Choice(candidates, log_p_rest, clamp(-log_p_rest >> 10, 0, 15) + 16 * bool(found))
+
+
+def listed_start() -> list[int]:
+    """The weights of kinds, then of the rest, in 1/16, as docs/format.md lists them."""
+    text = (Path(__file__).parent.parent / "docs" / "format.md").read_text()
+    rows = re.findall(r"^    ((?: *-?\d+){31})$", text, re.MULTILINE)
+    return [int(number) for row in rows for number in row.split()]
 
 
 @dataclass
@@ -142,6 +155,14 @@ class Chooser:
         default_factory=lambda: [[Weight() for _ in range(3)] for _ in range(5 * STATES + 3)]
     )
     rests: list[Weight] = field(default_factory=lambda: [Weight() for _ in range(32)])
+
+    @classmethod
+    def started(cls) -> "Chooser":
+        chooser = cls()
+        weights = [weight for row in chooser.kinds for weight in row] + chooser.rests
+        for weight, number in zip(weights, listed_start(), strict=True):
+            weight.value, weight.seen = number * 4096, 10 << 16
+        return chooser
 
     def bias_of(self, token: int) -> Weight:
         return self.bias.setdefault(token, Weight())
@@ -179,13 +200,13 @@ def encode(model: LlamaModel, lanes: list[list[int]]) -> list[bytes]:
     states = [reference.start(1) for _ in lanes]
     coders = [RangeEncoder() for _ in lanes]
     inputs = [a.start] * len(lanes)
-    recall, chooser = Recall(len(lanes)), Chooser()
+    recall, chooser = Recall(len(lanes)), Chooser.started()
     for t in range(max(map(len, lanes))):
         learned = []
         for lane, symbols in enumerate(lanes):
             if t >= len(symbols):
                 continue
-            logits = reference.step(states[lane], np.array([inputs[lane]]))[0].tolist()
+            logits = reference.step(states[lane], np.array([inputs[lane]]))[0]
             token = symbols[t] if symbols[t] < a.vocabulary else a.escape
             choice = make_choice(recall.look_up(lane), logits)
             c = chooser.intervals(choice)
@@ -193,9 +214,8 @@ def encode(model: LlamaModel, lanes: list[list[int]]) -> list[bytes]:
             i = choice.tokens.index(token) if token in choice.tokens else len(choice.tokens)
             coders[lane].encode(c[i], c[i + 1] - c[i], 30)
             if i == len(choice.tokens):
-                for candidate in choice.tokens:
-                    logits[candidate] = -LOGIT_MAX
-                c = cumulative(logit_weights(logits))
+                logits[choice.tokens] = -LOGIT_MAX
+                c = cumulative(logit_weights(logits.tolist()))
                 coders[lane].encode(c[token], c[token + 1] - c[token], 30)
             if symbols[t] >= a.vocabulary:
                 coders[lane].encode(symbols[t] - a.vocabulary, 1, 8)

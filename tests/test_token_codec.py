@@ -3,6 +3,7 @@ hostile payloads and model files."""
 
 import contextlib
 import importlib.util
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -93,6 +94,14 @@ def test_payloads_are_those_of_the_reference_where_anything_may_follow() -> None
     twice = _core.encode_tokens(NATIVE, [lanes[0]] * 2, 1)
     assert _core.decode_tokens(NATIVE, twice, len(raw), 2) == raw
     assert _core.encode_tokens(NATIVE, lanes[:1], 1) != expected[:1]  # lanes learn from each other
+
+
+def test_weights_start_as_the_document_lists_them() -> None:
+    text = (Path(__file__).parent.parent / "csrc" / "choice_start.h").read_text()
+    rows = re.findall(r"^    ([-\d, ]+),$", text, re.MULTILINE)
+    listed = [int(number) for row in rows for number in row.split(", ")]
+    assert len(listed) == 103 * 3 + 32
+    assert listed == reference_tokens.listed_start()
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -194,8 +194,9 @@ class Chooser:
             self.bias_of(token).learn(65536, rate=1, limit=19)
 
 
-def encode(model: LlamaModel, lanes: list[list[int]]) -> list[bytes]:
-    """The payloads of a frame whose lanes are these symbols."""
+def encode(model: LlamaModel, lanes: list[list[int]], detour: bool = False) -> list[bytes]:
+    """The payloads of a frame whose lanes are these symbols; with a detour, candidates are coded as
+    if they were none."""
     a, reference = model.architecture, LlamaReference(model)
     states = [reference.start(1) for _ in lanes]
     coders = [RangeEncoder() for _ in lanes]
@@ -211,7 +212,9 @@ def encode(model: LlamaModel, lanes: list[list[int]]) -> list[bytes]:
             choice = make_choice(recall.look_up(lane), logits)
             c = chooser.intervals(choice)
             learned.append((choice, c, token))
-            i = choice.tokens.index(token) if token in choice.tokens else len(choice.tokens)
+            i = len(choice.tokens)
+            if token in choice.tokens and not detour:
+                i = choice.tokens.index(token)
             coders[lane].encode(c[i], c[i + 1] - c[i], 30)
             if i == len(choice.tokens):
                 logits[choice.tokens] = -LOGIT_MAX

@@ -96,6 +96,14 @@ def test_payloads_are_those_of_the_reference_where_anything_may_follow() -> None
     assert _core.encode_tokens(NATIVE, lanes[:1], 1) != expected[:1]  # lanes learn from each other
 
 
+def test_candidates_coded_as_none_decode() -> None:
+    """Which no encoder does; the decoder learns what came true."""
+    lane = 3 * some_symbols(9, 1)
+    raw, payloads = raw_of(lane), reference_tokens.encode(MODEL, [lane], detour=True)
+    assert len(payloads[0]) > 2 * len(_core.encode_tokens(NATIVE, [lane], 1)[0])
+    assert _core.decode_tokens(NATIVE, payloads, len(raw), 2) == raw
+
+
 def test_weights_start_as_the_document_lists_them() -> None:
     text = (Path(__file__).parent.parent / "csrc" / "choice_start.h").read_text()
     rows = re.findall(r"^    ([-\d, ]+),$", text, re.MULTILINE)

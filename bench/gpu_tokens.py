@@ -231,7 +231,7 @@ def frames(bench, name: str, model, native, lanes: int) -> None:
     """Frames of random tokens through the codec's worker, both ways, one compared with the CPU."""
     import numpy as np
 
-    from lmzip import _core, codec, torch_token_codec
+    from lmzip import _core, codec
     from lmzip.container import METHOD_TOKENS
     from lmzip.device_codec import Job
     from lmzip.torch_token_codec import TokenJob, TokenWorker
@@ -246,7 +246,6 @@ def frames(bench, name: str, model, native, lanes: int) -> None:
         from lmzip.triton_llama import TritonLlama
 
         worker.__dict__["_engine"] = TritonLlama(model, bench.device)
-        torch_token_codec.KEEPS_LOGITS["cpu"] = True
     spelled = [i for i, token in enumerate(model.tokens) if len(token) == 1]
     rng = np.random.default_rng(3)
     drawn = rng.choice(spelled, (count, each, length)).tolist()

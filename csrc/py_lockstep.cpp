@@ -16,9 +16,7 @@ namespace py = pybind11;
 namespace lmzip {
 namespace {
 
-// Rows of uint32.
-static_assert(sizeof(Interval) == 8 && sizeof(TokenFrameEncoder::Question) == 8 &&
-              sizeof(TokenAnswer) == 12 && sizeof(TokenLockstepDecoder::Found) == 12);
+static_assert(sizeof(Interval) == 8);  // rows of (lo, freq), uint32
 
 constexpr std::pair<const char*, MixerProfile> kProfiles[] = {
     {"text", MixerProfile::kText},
@@ -219,18 +217,6 @@ class PyTokenEncoder {
     coder_->take(data, steps);
   }
 
-  void questions(Array<uint32_t>& out) const {
-    const size_t steps = steps_of(out);
-    check_shape(out, {coder_->lanes(), steps, 2}, "questions");
-    coder_->questions(reinterpret_cast<TokenFrameEncoder::Question*>(out.mutable_data()), steps);
-  }
-
-  void answer(const Array<uint32_t>& answers) {
-    const size_t steps = steps_of(answers);
-    check_shape(answers, {coder_->lanes(), steps, 3}, "answers");
-    coder_->answer(reinterpret_cast<const TokenAnswer*>(answers.data()), steps);
-  }
-
   py::list finish() {
     std::vector<Payloads> frames;
     {
@@ -263,31 +249,6 @@ class PyTokenDecoder {
     uint32_t* out = tokens.mutable_data();
     const py::gil_scoped_release release;
     coder_->take(data, out);
-  }
-
-  void guesses(Array<uint32_t>& out) {
-    check_shape(out, {coder_->lanes()}, "guesses");
-    uint32_t* data = out.mutable_data();
-    const py::gil_scoped_release release;
-    coder_->guesses(data);
-  }
-
-  void decide(const Array<uint32_t>& freqs, Array<uint32_t>& slots) {
-    check_shape(freqs, {coder_->lanes()}, "freqs");
-    check_shape(slots, {coder_->lanes()}, "slots");
-    const uint32_t* data = freqs.data();
-    uint32_t* out = slots.mutable_data();
-    const py::gil_scoped_release release;
-    coder_->decide(data, out);
-  }
-
-  void take_found(const Array<uint32_t>& found, Array<uint32_t>& tokens) {
-    check_shape(found, {coder_->lanes(), 3}, "found");
-    check_shape(tokens, {coder_->lanes()}, "tokens");
-    const auto* data = reinterpret_cast<const TokenLockstepDecoder::Found*>(found.data());
-    uint32_t* out = tokens.mutable_data();
-    const py::gil_scoped_release release;
-    coder_->take_found(data, out);
   }
 
   size_t active() const { return coder_->active(); }
@@ -331,19 +292,12 @@ void bind_lockstep(py::module_& m) {
       .def_property_readonly("steps", &PyTokenEncoder::steps)
       .def("inputs", &PyTokenEncoder::inputs, py::arg("out").noconvert())
       .def("take", &PyTokenEncoder::take, py::arg("logits").noconvert())
-      .def("questions", &PyTokenEncoder::questions, py::arg("out").noconvert())
-      .def("answer", &PyTokenEncoder::answer, py::arg("answers").noconvert())
       .def("finish", &PyTokenEncoder::finish);
   py::class_<PyTokenDecoder>(m, "TokenLockstepDecoder")
       .def(py::init<std::shared_ptr<LlamaModel>, const EncodedFrames&, size_t>(), py::arg("model"),
            py::arg("frames"), py::arg("threads"))
       .def_property_readonly("lanes", &PyTokenDecoder::lanes)
       .def("take", &PyTokenDecoder::take, py::arg("logits").noconvert(),
-           py::arg("tokens").noconvert())
-      .def("guesses", &PyTokenDecoder::guesses, py::arg("out").noconvert())
-      .def("decide", &PyTokenDecoder::decide, py::arg("freqs").noconvert(),
-           py::arg("slots").noconvert())
-      .def("take_found", &PyTokenDecoder::take_found, py::arg("found").noconvert(),
            py::arg("tokens").noconvert())
       .def("active", &PyTokenDecoder::active)
       .def("finish", &PyTokenDecoder::finish, py::arg("frame"));

@@ -1,9 +1,8 @@
 // token_frame.h: the symbols of one frame <-> payloads, given what a network says of each.
 //
-// What docs/format.md, method 5, lays down beside the network: guesses, exclusion, escapes, coders.
+// What docs/format.md, method 5, lays down beside the network: candidates, escapes, coders.
 // Whoever runs the network (token_codec.cpp, token_lockstep.cpp) hands in rows of logits, of
-// `vocabulary` numbers; they are changed.  Or rows stay where they are (a GPU), and it answers what
-// is asked of them: the numbers of a Distribution.
+// `vocabulary` numbers; they are changed.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -16,27 +15,15 @@
 #include "llama_model.h"
 #include "range_coder.h"
 #include "recall.h"
+#include "token_choice.h"
 
 namespace lmzip {
 
-inline constexpr uint32_t kNoToken = ~uint32_t{0};  // no guess
-inline constexpr uint32_t kNoSlot = ~uint32_t{0};   // nothing to be found
-
-// What is asked of a row of logits when encoding.
-struct TokenAnswer {
-  uint32_t guess_freq;  // of the guess, in the row as it is; any number without a guess
-  Interval interval;    // of the token, in the row without the guess; if that is right, anything
-};
-
 class TokenFrameEncoder {
  public:
-  struct Question {
-    uint32_t guess;  // or kNoToken
-    uint32_t token;
-  };
-
-  // One row of symbols for each lane; outlives the encoder.  Makes all guesses: they depend on
-  // tokens alone.  Throws std::invalid_argument for a symbol that stands for no bytes.
+  // One row of symbols for each lane; outlives the encoder.  Looks up all that is remembered:
+  // it depends on tokens alone.  Throws std::invalid_argument for a symbol that stands for no
+  // bytes.
   TokenFrameEncoder(const LlamaModel& model, std::span<const std::vector<uint32_t>> lanes);
 
   size_t lanes() const { return lanes_.size(); }
@@ -52,19 +39,14 @@ class TokenFrameEncoder {
   // on any thread.
   void predict(size_t lane, size_t t, int32_t* logits, Distribution& distribution);
 
-  // predict() in two parts, for rows that are elsewhere.  answer() throws std::invalid_argument for
-  // what is no interval.
-  Question question(size_t lane, size_t t) const;
-  void answer(size_t lane, size_t t, const TokenAnswer& answer);
-
   // After all positions have been predicted.
   Payloads finish();
 
  private:
   struct Record {
-    Recall::Guess guess;
-    uint32_t p16;       // of the guess
-    Interval interval;  // of the token, the guess excluded if it was wrong
+    std::vector<uint32_t> packed;  // candidates; before predict() those that are remembered
+    int32_t log_p_rest = 0;
+    Interval interval{};  // of a token that is no candidate, among those that are none
   };
 
   // What stands before a symbol's successor: its token, or the escape.
@@ -72,12 +54,13 @@ class TokenFrameEncoder {
     return symbol < model_.arch().vocabulary ? symbol : model_.arch().escape;
   }
   void check_symbols() const;
-  void make_guesses();
-  void code_symbol(const Record& record, uint32_t symbol, RangeEncoder& coder) const;
+  void look_up();
+  void code_symbol(const Choice& choice, const Interval& among_rest, uint32_t symbol,
+                   ScoredChoice& scored, RangeEncoder& coder) const;
 
   const LlamaModel& model_;
   const std::span<const std::vector<uint32_t>> lanes_;
-  Recall recall_;
+  TokenChoice chooser_;
   std::vector<std::vector<Record>> records_;  // (lanes, positions)
   size_t longest_ = 0;
 };
@@ -97,15 +80,6 @@ class TokenFrameDecoder {
   uint32_t decode(size_t lane, int32_t* logits, Distribution& distribution);
   void end_step();
 
-  // decode() in parts, for rows that are elsewhere.  First the guess, or kNoToken.  With its freq
-  // in the row as it is (anything without a guess): the slot to be found in the row without the
-  // guess, or kNoSlot.  Then the last part: what was found, or take_known() where there was no
-  // slot. take_found() throws std::invalid_argument for what is no interval.
-  uint32_t begin_step(size_t lane);
-  uint32_t decide(size_t lane, uint32_t guess_freq);
-  uint32_t take_known(size_t lane);
-  uint32_t take_found(size_t lane, const FoundSymbol& found);
-
   // Throw CorruptError for a lane whose payload has ended before its bytes; and, once all lanes are
   // complete, for one that is not the encoding of what was decoded from it.
   void check_truncation(size_t lane) const;
@@ -114,19 +88,19 @@ class TokenFrameDecoder {
  private:
   // What a lane has decoded in the current step.
   struct Step {
-    bool active;
-    Recall::Guess guess;
-    uint32_t p16;
-    uint32_t token;
+    bool active = false;
+    Choice choice;
+    ScoredChoice scored;
+    uint32_t token = 0;
   };
 
-  uint32_t put_token(size_t lane, uint32_t token);
   void put(size_t lane, std::span<const uint8_t> bytes);
 
   const LlamaModel& model_;
   std::vector<RangeDecoder> coders_;      // (lanes)
   std::vector<std::span<uint8_t>> rest_;  // (lanes): bytes that are still to be decoded
   Recall recall_;
+  TokenChoice chooser_;
   std::vector<Step> steps_;  // (lanes)
 };
 

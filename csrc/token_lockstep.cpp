@@ -21,7 +21,7 @@ TokenLockstepEncoder::TokenLockstepEncoder(const LlamaModel& model, std::vector<
       crew_(checked_threads(threads)),
       frames_(symbols_.size()) {
   for (const Frame& frame : symbols_) check_lanes(frame.size());
-  crew_.run(symbols_.size(), [&](size_t f) {  // all guesses are made here
+  crew_.run(symbols_.size(), [&](size_t f) {  // all that is remembered is looked up here
     frames_[f] = std::make_unique<TokenFrameEncoder>(model_, symbols_[f]);
   });
   for (const auto& frame : frames_) {
@@ -55,23 +55,6 @@ void TokenLockstepEncoder::take(int32_t* logits, size_t count) {
   position_ += count;
 }
 
-void TokenLockstepEncoder::questions(TokenFrameEncoder::Question* out, size_t count) const {
-  for (const auto& [frame, lane] : lanes_) {
-    for (size_t t = position_; t < position_ + count; ++t)
-      *out++ = t < frame->size(lane) ? frame->question(lane, t)
-                                     : TokenFrameEncoder::Question{kNoToken, 0};
-  }
-}
-
-void TokenLockstepEncoder::answer(const TokenAnswer* answers, size_t count) {
-  for (const auto& [frame, lane] : lanes_) {
-    for (size_t t = position_; t < position_ + count; ++t, ++answers) {
-      if (t < frame->size(lane)) frame->answer(lane, t, *answers);
-    }
-  }
-  position_ += count;
-}
-
 std::vector<Payloads> TokenLockstepEncoder::finish() {
   if (position_ < steps()) {
     throw std::invalid_argument("logits of " + std::to_string(position_) + " of " +
@@ -99,52 +82,14 @@ TokenLockstepDecoder::TokenLockstepDecoder(const LlamaModel& model, std::span<co
 
 void TokenLockstepDecoder::take(int32_t* logits, uint32_t* tokens) {
   const size_t vocabulary = model_.arch().vocabulary;
-  step(tokens, [&](size_t i, TokenFrameDecoder& decoder, size_t lane) {
-    Distribution distribution;
-    return decoder.decode(lane, logits + i * vocabulary, distribution);
-  });
-}
-
-void TokenLockstepDecoder::guesses(uint32_t* out) {
-  crew_.run(lanes_.size(), [&](size_t i) {
-    const Lane& lane = lanes_[i];
-    out[i] = active(lane) ? frames_[lane.frame].decoder.begin_step(lane.lane) : kNoToken;
-  });
-}
-
-void TokenLockstepDecoder::decide(const uint32_t* freqs, uint32_t* slots) {
-  slots_.resize(lanes_.size());
-  crew_.run(lanes_.size(), [&](size_t i) {
-    const Lane& lane = lanes_[i];
-    slots_[i] = active(lane) ? frames_[lane.frame].decoder.decide(lane.lane, freqs[i]) : kNoSlot;
-    slots[i] = slots_[i];
-  });
-}
-
-void TokenLockstepDecoder::take_found(const Found* found, uint32_t* tokens) {
-  if (slots_.empty()) throw std::invalid_argument("take_found() comes after decide()");
-  const size_t vocabulary = model_.arch().vocabulary;
-  for (size_t i = 0; i < lanes_.size(); ++i) {
-    if (slots_[i] != kNoSlot && found[i].token >= vocabulary)
-      throw std::invalid_argument("token " + std::to_string(found[i].token) + " of " +
-                                  std::to_string(vocabulary) + " was found");
-  }
-  step(tokens, [&](size_t i, TokenFrameDecoder& decoder, size_t lane) {
-    return slots_[i] == kNoSlot ? decoder.take_known(lane)
-                                : decoder.take_found(lane, {found[i].token, found[i].interval});
-  });
-  slots_.clear();
-}
-
-template <typename Decode>
-void TokenLockstepDecoder::step(uint32_t* tokens, const Decode& decode) {
   crew_.run(lanes_.size(), [&](size_t i) {
     Lane& lane = lanes_[i];
     tokens[i] = model_.arch().start;
     if (!active(lane)) return;
     TokenFrameDecoder& decoder = frames_[lane.frame].decoder;
+    Distribution distribution;
     try {
-      tokens[i] = decode(i, decoder, lane.lane);
+      tokens[i] = decoder.decode(lane.lane, logits + i * vocabulary, distribution);
       if (position_ % kCheckEvery == 0) decoder.check_truncation(lane.lane);
     } catch (const CorruptError& error) {
       lane.error = error;

@@ -1,10 +1,8 @@
 // token_lockstep.h: the coders of many frames of tokens, driven step by step by a network that runs
 // elsewhere: lockstep.h for docs/format.md, method 5.
 //
-// In: for each step and lane a row of logits, (vocabulary) int32, which is changed; or, where rows
-// stay on a device, the answers to what is asked of them (token_frame.h), 20 bytes a token when
-// encoding and 24 when decoding.  Out: the payloads that token_codec.h makes of the same frames,
-// byte for byte.
+// In: for each step and lane a row of logits, (vocabulary) int32, which is changed.  Out: the
+// payloads that token_codec.h makes of the same frames, byte for byte.
 //
 // The lanes of all frames are numbered through.  A lane that has ended takes no part in later
 // steps, whatever is handed in for it.
@@ -37,11 +35,6 @@ class TokenLockstepEncoder {
   // What comes out of it, (lanes, count, vocabulary): goes to the next steps.
   void take(int32_t* logits, size_t count);
 
-  // In place of take(): what is asked of the next `count` steps, (lanes, count); then the answers.
-  // Lanes that have ended ask for any token.
-  void questions(TokenFrameEncoder::Question* out, size_t count) const;
-  void answer(const TokenAnswer* answers, size_t count);
-
   // After steps() steps.  Throws std::invalid_argument before.
   std::vector<Payloads> finish();
 
@@ -70,17 +63,6 @@ class TokenLockstepDecoder {
   // lanes that have ended.
   void take(int32_t* logits, uint32_t* tokens);
 
-  // In place of take(), three calls a step: the guesses (lanes), kNoToken where there is none;
-  // their freqs -> the slots to be found, kNoSlot where there is none; what was found -> the next
-  // tokens.
-  struct Found {
-    uint32_t token;
-    Interval interval;
-  };
-  void guesses(uint32_t* out);
-  void decide(const uint32_t* freqs, uint32_t* slots);
-  void take_found(const Found* found, uint32_t* tokens);
-
   // Lanes that have not ended.  A damaged frame ends soon after that shows.
   size_t active() const;
 
@@ -102,16 +84,12 @@ class TokenLockstepDecoder {
     const FrameState& frame = frames_[lane.frame];
     return !frame.error && frame.decoder.active(lane.lane);
   }
-  // decode(i, decoder, lane of it) -> token, for every active lane.
-  template <typename Decode>
-  void step(uint32_t* tokens, const Decode& decode);
   void end_step(FrameState& frame);
 
   const LlamaModel& model_;
   Crew crew_;
   std::vector<FrameState> frames_;
   std::vector<Lane> lanes_;
-  std::vector<uint32_t> slots_;  // (lanes): of the current step, from decide() on
   size_t position_ = 0;
 };
 

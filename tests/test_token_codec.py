@@ -3,6 +3,7 @@ hostile payloads and model files."""
 
 import contextlib
 import importlib.util
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lmzip
-import reference_recall
+import reference_tokens
 from lmzip import _core, cli, codec, llama_model, models
 from lmzip.container import METHOD_TOKENS
 from lmzip.errors import CorruptError, LimitError, LmzipError, ModelMismatchError, UnsupportedError
@@ -72,27 +73,43 @@ def raw_of(symbols: list[int]) -> bytes:
 
 
 def test_payloads_are_those_of_the_reference() -> None:
-    """docs/format.md method 5, step by step: reference network, guesses, coder."""
+    """docs/format.md method 5, step by step: reference network, candidates, coder."""
     phrase = some_symbols(9, 1)  # which recurs, in other lanes too, and sometimes goes on otherwise
     other = phrase[:7] + some_symbols(3, 4) + 4 * phrase
     lanes = [some_symbols(5, 2) + 3 * phrase, other, [], phrase]
-    expected = reference_recall.encode(MODEL, lanes)
+    expected = reference_tokens.encode(MODEL, lanes)
     assert sum(map(len, expected)) < sum(len(raw_of(lane)) for lane in lanes)
     for threads in (1, 3):
         assert _core.encode_tokens(NATIVE, lanes, threads) == expected
 
 
-def test_payloads_are_those_of_the_reference_where_guesses_often_fail() -> None:
+def test_payloads_are_those_of_the_reference_where_anything_may_follow() -> None:
     """Two tokens and a byte in any order: every count grows, is halved, is taken over."""
     few = [*some_symbols(2, 8), MODEL.architecture.vocabulary + 4]
     rng = np.random.default_rng(9)
     lanes = [[few[i] for i in rng.choice(3, size, p=[0.75, 0.2, 0.05])] for size in (150, 120, 1)]
-    expected = reference_recall.encode(MODEL, lanes)
+    expected = reference_tokens.encode(MODEL, lanes)
     assert _core.encode_tokens(NATIVE, lanes, 2) == expected
     raw = b"".join(raw_of(lane) for lane in (lanes[0], lanes[0]))
     twice = _core.encode_tokens(NATIVE, [lanes[0]] * 2, 1)
     assert _core.decode_tokens(NATIVE, twice, len(raw), 2) == raw
     assert _core.encode_tokens(NATIVE, lanes[:1], 1) != expected[:1]  # lanes learn from each other
+
+
+def test_candidates_coded_as_none_decode() -> None:
+    """Which no encoder does; the decoder learns what came true."""
+    lane = 3 * some_symbols(9, 1)
+    raw, payloads = raw_of(lane), reference_tokens.encode(MODEL, [lane], detour=True)
+    assert len(payloads[0]) > 2 * len(_core.encode_tokens(NATIVE, [lane], 1)[0])
+    assert _core.decode_tokens(NATIVE, payloads, len(raw), 2) == raw
+
+
+def test_weights_start_as_the_document_lists_them() -> None:
+    text = (Path(__file__).parent.parent / "csrc" / "choice_start.h").read_text()
+    rows = re.findall(r"^    ([-\d, ]+),$", text, re.MULTILINE)
+    listed = [int(number) for row in rows for number in row.split(", ")]
+    assert len(listed) == 103 * 3 + 32
+    assert listed == reference_tokens.listed_start()
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -59,14 +59,8 @@ def native(small: models.ModelInfo) -> TokenCodec:
     return TokenCodec(request(small))
 
 
-@pytest.fixture(params=["asked", "logits"])
-def asks(request, monkeypatch) -> None:
-    """Whether the device is asked for what coders need, or for the logits."""
-    monkeypatch.setitem(torch_token_codec.KEEPS_LOGITS, "cpu", request.param == "asked")
-
-
-@pytest.fixture
-def through_torch(small: models.ModelInfo, asks) -> TorchTokenCodec:  # noqa: ARG001
+@pytest.fixture(scope="module")
+def through_torch(small: models.ModelInfo) -> TorchTokenCodec:
     return TorchTokenCodec(request(small))
 
 
@@ -78,7 +72,6 @@ def assert_same(theirs: TokenCodec, ours: TorchTokenCodec, raw: bytes, lanes: in
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
-@pytest.mark.usefixtures("asks")
 def test_every_kind_of_model(architecture, tmp_path) -> None:
     """Lanes of some 150 tokens: windows wrap several times."""
     model = save(tmp_path, random_llama(architecture, 3))
@@ -101,7 +94,6 @@ def test_frames_through_the_triton_engine_are_the_native_bytes(tmp_path, monkeyp
         return TritonLlama(model, device)
 
     monkeypatch.setattr(torch_token_codec, "open_engine", engine)
-    monkeypatch.setitem(torch_token_codec.KEEPS_LOGITS, "cpu", True)
     one_layer = random_llama(small_llama(n_layers=1, windows=(5,), sinks=(2,)), 3)
     model = save(tmp_path, one_layer)
     native, ours = TokenCodec(request(model)), TorchTokenCodec(request(model))
@@ -120,9 +112,9 @@ def test_frames_that_come_together_are_coded_together(native, through_torch, mon
 def test_a_damaged_frame_does_not_hurt_those_beside_it(native, through_torch) -> None:
     results = outcomes_beside_damage(native, through_torch, TEXT[:450])
     assert results[0] == TEXT[:150]
-    for result, lane in ((results[1], "lane 1"), (results[2], "lane 0")):
+    for result in results[1:]:  # lanes learn from each other, so damage may show in any first
         assert isinstance(result, CorruptError)
-        assert lane in str(result)
+        assert "the payload of lane" in str(result)
 
 
 def test_a_short_payload_with_a_huge_size_ends_soon(native, through_torch) -> None:
@@ -237,42 +229,12 @@ def test_coders_refuse_other_shapes_and_missing_steps() -> None:
         decoder.finish(0)
     with pytest.raises(ValueError, match="stands for no bytes"):
         _core.TokenLockstepEncoder(packed, [[[0]]], 1)
-    with pytest.raises(ValueError, match=r"shape \(2, 1, 2\)"):
-        encoder.questions(np.zeros((1, 1, 2), np.uint32))
-    with pytest.raises(ValueError, match=r"shape \(2, 1, 3\)"):
-        encoder.answer(np.zeros((2, 1, 2), np.uint32))
-    with pytest.raises(ValueError, match=r"shape \(2\)"):
-        decoder.guesses(np.zeros(1, np.uint32))
-    with pytest.raises(ValueError, match=r"shape \(2\)"):
-        decoder.decide(np.zeros(2, np.uint32), np.zeros(3, np.uint32))
-    with pytest.raises(ValueError, match=r"shape \(2, 3\)"):
-        decoder.take_found(np.zeros((2, 2), np.uint32), np.zeros(2, np.uint32))
     for coder, frame in (
         (_core.TokenLockstepEncoder, []),
         (_core.TokenLockstepDecoder, ([], 3)),
     ):
         with pytest.raises(ValueError, match="1 to 65536 lanes"):
             coder(packed, [frame], 1)
-
-
-@pytest.mark.parametrize("wrong", [(0, 0), (1 << 30, 1), (7, (1 << 30) - 6)])
-def test_coders_refuse_answers_that_are_no_intervals(wrong) -> None:
-    """A device that does not work: not a division by zero."""
-    packed = _core.LlamaModel(SMALL.tensors, SMALL.architecture.to_native())
-    encoder = _core.TokenLockstepEncoder(packed, [[[5]]], 1)
-    with pytest.raises(ValueError, match="not within 2"):
-        encoder.answer(np.array([[[0, *wrong]]], np.uint32))
-    decoder = _core.TokenLockstepDecoder(packed, [([b"abc"], 3)], 1)
-    guesses, slots, tokens = np.zeros((3, 1), np.uint32)
-    with pytest.raises(ValueError, match="comes after decide"):
-        decoder.take_found(np.zeros((1, 3), np.uint32), tokens)
-    decoder.guesses(guesses)
-    assert guesses[0] == torch_token_codec.NO_TOKEN
-    decoder.decide(guesses, slots)
-    with pytest.raises(ValueError, match="token 300 of 300"):
-        decoder.take_found(np.array([[300, 0, 1]], np.uint32), tokens)
-    with pytest.raises(ValueError, match="not within 2"):
-        decoder.take_found(np.array([[5, *wrong]], np.uint32), tokens)
 
 
 # ── on a GPU ──

@@ -1,21 +1,16 @@
 """Frames of tokens whose network runs in PyTorch, on CUDA: method 5, equal to token_codec.py.
 
 How frames share a device is said in device_codec.py.  The cores code in _core.TokenLockstepEncoder
-or TokenLockstepDecoder.  Logits stay on the device, which is asked for what the coders need of them
-(token_answers.py): 24 bytes of a token cross the bus when encoding; when decoding 12 and, where the
-guess was wrong, 16 that could not be asked for before.  Where there is no bus, the coders take the
-logits.
+or TokenLockstepDecoder, and get all logits: 4 bytes a token of the vocabulary across the bus.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from lmzip import _core, llama_model, token_answers
 from lmzip.codec import CodecRequest
@@ -40,9 +35,8 @@ from lmzip.model_file import Array
 from lmzip.token_codec import TokenCodec
 from lmzip.torch_llama import LlamaLanes, TorchLlama
 
-ENCODE_ROWS = {"cuda": 4096, "cpu": 64}  # positions of a group that are evaluated at once
+ENCODE_ROWS = {"cuda": 1024, "cpu": 64}  # positions of a group that are evaluated at once
 MAX_BLOCK = 64  # of which of one lane
-KEEPS_LOGITS = {"cuda": True, "cpu": False}  # the device is asked, and not for logits
 NO_TOKEN = 0xFFFFFFFF  # in place of a guess
 
 
@@ -89,7 +83,7 @@ class TokenWorker(DeviceWorker):
         slots = sum(s + min(w, stride) for w, s in zip(a.windows, a.sinks, strict=True))
         cache = slots * a.n_kv_heads * (2 * a.head_dim + 8)
         widest = max(a.d_model, 2 * a.d_ff, a.n_heads * a.head_dim)
-        return cache + 8 * a.vocabulary + 24 * widest
+        return cache + 16 * a.vocabulary + 24 * widest
 
     @cached_property
     def _engine(self) -> TorchLlama:
@@ -122,24 +116,15 @@ class TokenEncodeGroup:
         count = min(power_of_two(rows // lanes), MAX_BLOCK, power_of_two(steps))
         self.blocks = -(-steps // count)
         self._inputs = np.zeros((lanes, count), np.uint32)
-        self._questions = np.zeros((lanes, count, 2), np.uint32)
-        self._asks = KEEPS_LOGITS[worker.kind]
-        self._shape = worker.shape(lanes, count, steps, INTERVALS if self._asks else LOGITS)
+        self._shape = worker.shape(lanes, count, steps, LOGITS)
         self._lanes = worker.take(self._shape)
 
     def launch(self, block: int) -> None:  # noqa: ARG002 (in order)
         self._coder.inputs(self._inputs)
-        asked: Sequence[NDArray[np.uint32]] = ()
-        if self._asks:
-            self._coder.questions(self._questions)
-            asked = list(np.moveaxis(self._questions, 2, 0))
-        self._lanes.launch(self._inputs, *asked)
+        self._lanes.launch(self._inputs)
 
     def take(self, block: int) -> None:  # noqa: ARG002
-        if self._asks:
-            self._coder.answer(self._lanes.wait())
-        else:
-            self._coder.take(self._lanes.wait_logits())
+        self._coder.take(self._lanes.wait_logits())
 
     def finish(self) -> list[Outcome]:
         self._worker.keep(self._shape, self._lanes)
@@ -155,24 +140,14 @@ class TokenDecodeGroup:
         self.steps = max(job.stride for job in jobs)  # a token has a byte or more
         lanes = self._coder.lanes
         self._tokens = np.full(lanes, worker.architecture.start, np.uint32)
-        self._guesses, self._slots = np.zeros((2, lanes), np.uint32)
-        self._asks = KEEPS_LOGITS[worker.kind]
-        self._shape = worker.shape(lanes, 1, self.steps, SEARCH if self._asks else LOGITS)
+        self._shape = worker.shape(lanes, 1, self.steps, LOGITS)
         self._lanes = worker.take(self._shape)
 
     def launch(self) -> None:
-        asked: Sequence[NDArray[np.uint32]] = ()
-        if self._asks:
-            self._coder.guesses(self._guesses)
-            asked = [self._guesses[:, None]]
-        self._lanes.launch(self._tokens[:, None], *asked)
+        self._lanes.launch(self._tokens[:, None])
 
     def take(self, step: int) -> None:
-        if self._asks:
-            self._coder.decide(self._lanes.wait()[:, 0], self._slots)
-            self._coder.take_found(self._lanes.search(self._slots), self._tokens)
-        else:
-            self._coder.take(self._lanes.wait_logits()[:, 0], self._tokens)
+        self._coder.take(self._lanes.wait_logits()[:, 0], self._tokens)
         if self._coder.active() == 0:
             self.steps = step + 1
         else:

@@ -229,6 +229,7 @@ class TritonLlama(TorchLlama):
         a, rows = self.arch, heads.q.shape[1]
         lanes, queries = rows // count, count * (a.n_heads // a.n_kv_heads)
         block = max(8, min(32, power_of_two(queries)))
+        slots = layer.layout.window + layer.layout.sinks
         warps = STEP_WARPS if block == 8 else BLOCK_WARPS
         keep = queries <= KEPT_QUERIES
         kept = (cache.keys.shape[2] // KEYS + 3) * KEYS
@@ -238,7 +239,7 @@ class TritonLlama(TorchLlama):
         kernels.attention[lanes * a.n_kv_heads, triton.cdiv(queries, block)](
             heads.q, heads.scale, cache.keys, cache.values, cache.key_scales, cache.value_scales,
             self.softmax, self.exp16, position, scores, out, rows, kept,
-            count=count, LIMIT=limit(sum(layer.layout), True, 16383), KEEP=keep,
+            count=count, LIMIT=limit(slots, True, 16383), KEEP=keep,
             QUERIES=block, KEYS=KEYS, HEAD=max(32, power_of_two(a.head_dim)),
             **self._cached(layer, cache), num_warps=warps, num_stages=1, **OPTIONS,
         )  # fmt: skip
@@ -246,10 +247,9 @@ class TritonLlama(TorchLlama):
 
     def _cached(self, layer: Layer, cache: Cache) -> dict[str, int]:
         a = self.arch
-        window, sinks = layer.layout
         return {
-            "window": window,
-            "sinks": sinks,
+            "window": layer.layout.window,
+            "sinks": layer.layout.sinks,
             "slots": cache.keys.shape[2],
             "H": a.n_heads,
             "G": a.n_kv_heads,

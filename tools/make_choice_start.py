@@ -2,7 +2,8 @@
 
 They are learned as a coder learns them, over frames of each kind of text in turn, none of which is
 evaluated, and averaged over the second half of the frames, in 1/16 bit. docs/format.md lists the
-same numbers; a test compares.
+same numbers; a test compares. They are part of the format, and were written before log
+probabilities were rounded to 1/128: run again, this may give some that differ a little.
 
     python tools/make_choice_start.py --model smollm2 --data DATA > csrc/choice_start.h
 """

@@ -61,8 +61,9 @@ def _tensor(
         return np.float32([32 * math.log2(math.e) / math.sqrt(a.head_dim)])
     if name == "sigmoid":
         return sigmoid_table()
-    if name == "rotary.frequency":
-        turns = 10000.0 ** (-np.arange(shape[0]) / shape[0]) / (2 * math.pi)
+    if name in ("rotary.frequency", "rotary.local_frequency"):
+        base = 100.0 if "local" in name else 10000.0
+        turns = base ** (-np.arange(shape[0]) / shape[0]) / (2 * math.pi)
         return np.rint(turns * 2.0**32).astype(np.uint32)
     if name == "rotary.cosine":
         return rotary_cosine()

@@ -209,12 +209,12 @@ class LlamaReference:
         if not self.arch.post_norms:
             return self._add(x, acc * r * scale)
         m = np.abs(acc * scale).max(axis=-1, keepdims=True)
-        inverse = np.float32(POST_LIMIT) / np.where(m == 0, np.float32(1), m)
+        inverse = (np.float32(POST_LIMIT) / np.where(m == 0, np.float32(1), m)).astype(np.float32)
         u = rint(acc * inverse * scale, -RESIDUAL_MAX, RESIDUAL_MAX)
         with np.errstate(over="ignore"):
             unit: Float = np.clip(m * np.float32(1 / POST_LIMIT) * r, MIN_UNIT, MAX_UNIT)
         epsilon = np.float32(self.arch.epsilon_units()) / (unit * unit)
-        total = (u * u).sum(axis=-1, keepdims=True) + rint(f(epsilon), 0, MAX_EPSILON)
+        total = (u * u).sum(axis=-1, keepdims=True) + rint(epsilon, 0, MAX_EPSILON)
         c = np.sqrt(np.float32(self.arch.d_model) / f(np.maximum(total, 1)))
         return self._add(x, f(u) * (c * self.residual) * self.t[part + ".post_norm"])
 

@@ -73,7 +73,8 @@ struct LlamaWorkspace::Sizes {
 
   size_t memory() const {
     const size_t row = d_model * 4 + 4 + inputs * 6 + outputs * 4;
-    return rows * row + head_dim * 12 + std::max(qkv, d_model) * 4 + scores * 4 + scratch_bytes(rows, inputs);
+    return rows * row + head_dim * 12 + std::max(qkv, d_model) * 4 + scores * 4 +
+           scratch_bytes(rows, inputs);
   }
 };
 

@@ -33,7 +33,7 @@ struct LlamaLayer {
   Product qkv, out, gate_up, down;
   AlignedArray<int32_t> qkv_bias;
   AlignedArray<float> attention_norm, mlp_norm;
-  AlignedArray<float> q_norm, k_norm;  // empty without qk_norm
+  AlignedArray<float> q_norm, k_norm;                      // empty without qk_norm
   AlignedArray<float> attention_post_norm, mlp_post_norm;  // empty without post_norms
 };
 
@@ -91,9 +91,9 @@ class LlamaModel {
   std::vector<Product> head_;
   std::vector<uint32_t> unused_;
   float softmax_;
-  AlignedArray<uint16_t> sigmoid_;   // (8192 + 1): kernels read in pairs
+  AlignedArray<uint16_t> sigmoid_;                     // (8192 + 1): kernels read in pairs
   std::vector<uint32_t> frequency_, local_frequency_;  // (head_dim / 2)
-  std::vector<int16_t> cosine_;      // (4096)
+  std::vector<int16_t> cosine_;                        // (4096)
   std::vector<uint8_t> token_bytes_;
   std::vector<size_t> token_begin_;  // (vocabulary + 1)
   size_t memory_ = 0;

@@ -20,7 +20,14 @@ from lmzip import _core, cli, import_model, llama_model, models
 from lmzip.errors import LmzipError, UnsupportedError
 from lmzip.import_model import Checkpoint, import_checkpoint, quantize, read_checkpoint
 from lmzip.llama_model import LlamaModel
-from random_llama import VOCABULARY, small_llama, token_table, tokenizer
+from random_llama import (
+    VOCABULARY,
+    gemma_pieces,
+    gemma_tokenizer,
+    small_llama,
+    token_table,
+    tokenizer,
+)
 
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -41,6 +48,16 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+GEMMA = {
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "sliding_window": 8,
+    "query_pre_attn_scalar": 20,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e3, "factor": 2.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e2},
+    },
+}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"rms_norm_eps": 1e-5}),
     "llama, tied": ("Llama", {"tie_word_embeddings": True}),
@@ -56,6 +73,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     ),
     "qwen3, norms of queries and keys": ("Qwen3", {}),
+    "gemma3": ("Gemma3", GEMMA),
+    "gemma3, the defaults": ("Gemma3", {"num_hidden_layers": 7, "sliding_window": 4}),
 }
 POSITIONS = 40
 
@@ -74,17 +93,19 @@ def folder_of(tmp_path: Path, family: str, changes: dict[str, Any]) -> tuple[Pat
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         transformers = pytest.importorskip("transformers", reason="transformers is missing")
-        config = getattr(transformers, f"{family}Config")(**SHAPE | changes)
+        name = "Gemma3TextConfig" if family == "Gemma3" else f"{family}Config"
+        config = getattr(transformers, name)(**SHAPE | changes)
         torch.manual_seed(5)
         model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
         with torch.no_grad():
             for name, p in model.named_parameters():  # random everywhere, norms and biases too
                 if name.endswith("norm.weight"):
-                    p.uniform_(0.5, 1.5)
+                    p.uniform_(0.5, 1.5).sub_(1 if family == "Gemma3" else 0)
                 if name.endswith(".bias"):
                     p.normal_(0, 0.5)
         model.save_pretrained(tmp_path)
-    (tmp_path / "tokenizer.json").write_text(json.dumps(documents()))
+    document = gemma_tokenizer() if family == "Gemma3" else documents()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
     return tmp_path, model
 
 
@@ -105,7 +126,7 @@ def test_exact_model_says_what_transformers_says(
 
     ours = import_checkpoint(folder)
     tokens = np.random.default_rng(1).integers(1, VOCABULARY, POSITIONS)
-    usable = np.array([bool(t) or i == 0 for i, t in enumerate(ours.tokens)])
+    usable = np.array([bool(t) or i == ours.architecture.escape for i, t in enumerate(ours.tokens)])
     with torch.inference_mode():
         logits = theirs(input_ids=torch.from_numpy(tokens)[None]).logits[0].double().numpy()
     expected = logits[:, usable]
@@ -126,9 +147,18 @@ def test_windows_of_older_configs() -> None:
     assert windows({"model_type": "mistral", "sliding_window": None}, 2) == [None, None]
 
 
-def test_gguf_and_folder_are_one_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("Llama", {"tie_word_embeddings": True}),
+        ("Gemma3", GEMMA | {"layer_types": None, "query_pre_attn_scalar": 32}),
+    ],
+)
+def test_gguf_and_folder_are_one_model(
+    family: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
     gguf = pytest.importorskip("gguf", reason="the gguf library is missing")
-    folder, _ = folder_of(tmp_path, "Llama", {"tie_word_embeddings": True})
+    folder, _ = folder_of(tmp_path, family, changes)
     path = tmp_path / "model.gguf"
     _write_gguf(gguf, path, read_checkpoint(folder))
     a, b = import_checkpoint(folder), import_checkpoint(path)
@@ -140,9 +170,11 @@ def test_gguf_and_folder_are_one_model(tmp_path: Path) -> None:
 
 
 def _write_gguf(gguf: Any, path: Path, checkpoint: Checkpoint) -> None:
-    """As llama.cpp's converter: rotary pairs of q and k side by side."""
+    """As llama.cpp's converter: Llama's rotary pairs of q and k side by side; Gemma's norms as
+    what is multiplied with."""
     c = checkpoint.config
-    writer = gguf.GGUFWriter(path, "llama")
+    gemma = c["model_type"] == "gemma3_text"
+    writer = gguf.GGUFWriter(path, "gemma3" if gemma else "llama")
     writer.add_embedding_length(c["hidden_size"])
     writer.add_block_count(c["num_hidden_layers"])
     writer.add_head_count(c["num_attention_heads"])
@@ -150,20 +182,42 @@ def _write_gguf(gguf: Any, path: Path, checkpoint: Checkpoint) -> None:
     writer.add_key_length(c["head_dim"])
     writer.add_feed_forward_length(c["intermediate_size"])
     writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
-    writer.add_rope_freq_base(c["rope_parameters"]["rope_theta"])
-    vocab = checkpoint.tokenizer["model"]["vocab"]
-    names = {i: text for text, i in vocab.items()}
     size = c["vocab_size"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([names.get(i, f"[unused{i}]") for i in range(size)])
-    writer.add_token_types([1 if 0 < i in names else 3 for i in range(size)])
-    writer.add_token_merges(checkpoint.tokenizer["model"]["merges"])
+    if gemma:
+        rope = c["rope_parameters"]
+        writer.add_rope_freq_base(rope["full_attention"]["rope_theta"])
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["full_attention"]["factor"])
+        writer.add_float32("gemma3.rope.freq_base_swa", rope["sliding_attention"]["rope_theta"])
+        writer.add_sliding_window(c["sliding_window"])
+        texts, kinds, scores = zip(*gemma_pieces(), strict=True)
+        pad = size - len(texts)
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list([*texts, *(f"<unused{i}>" for i in range(1, pad + 1))])
+        writer.add_token_types([*kinds, *[3] * pad])
+        writer.add_token_scores([*scores, *[-1000.0] * pad])
+        writer.add_bos_token_id(2)
+        writer.add_unk_token_id(3)
+    else:
+        writer.add_rope_freq_base(c["rope_parameters"]["rope_theta"])
+        names = {i: text for text, i in checkpoint.tokenizer["model"]["vocab"].items()}
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list([names.get(i, f"[unused{i}]") for i in range(size)])
+        writer.add_token_types([1 if 0 < i in names else 3 for i in range(size)])
+        writer.add_token_merges(checkpoint.tokenizer["model"]["merges"])
     theirs = {ours: name for name, ours in import_model._GGUF_NAMES.items()}
+    if gemma:
+        theirs |= {
+            "pre_feedforward_layernorm": "ffn_norm",
+            "post_attention_layernorm": "post_attention_norm",
+        }
+    else:
+        theirs["post_attention_layernorm"] = "ffn_norm"
     for name, tensor in checkpoint.tensors.items():
         t = tensor
         for kind, heads in (("q_proj", 4), ("k_proj", 2)):
-            if kind in name:
+            if kind in name and not gemma:
                 t = t.reshape(heads, 2, len(t) // heads // 2, -1).swapaxes(1, 2).reshape(t.shape)
         if name.startswith("layers."):
             _, i, middle = name.split(".", 2)

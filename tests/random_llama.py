@@ -106,7 +106,7 @@ def gemma_pieces() -> list[tuple[str, int, float]]:
     3 control, 4 defined by the user, 6 byte."""
     control = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<unused0>", "<start_of_turn>"]
     user = ["[multimodal]", "\n", "\n\n", "  ", "   ", "<b>", "<start_of_image>"]
-    normal = ["th", "an", "the", "\u2581the", "\u2581th", "\u2581\u2581", "\u2581", *"thean<b>/"]
+    normal = ["th", "an", "the", "\u2581the", "\u2581th", "\u2581", *"thean<b>/"]
     normal = list(dict.fromkeys(normal))
     return [
         *((text, 3, -1000.0) for text in control),
@@ -122,7 +122,8 @@ def gemma_tokenizer() -> dict[str, object]:
     pieces = gemma_pieces()
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     names = [text.replace(" ", "\u2581") if kind == 4 else text for text, kind, _ in pieces]
-    merges = ["t h", "a n", "th e", "\u2581 the", "\u2581th e", "\u2581 th", "\u2581 \u2581"]
+    merges = ["\u2581 \u2581", "\u2581\u2581 \u2581", "\u2581 \u2581\u2581", "\n \n"]
+    merges += ["t h", "a n", "th e", "\u2581 the", "\u2581th e", "\u2581 th"]
     return {
         "version": "1.0",
         "added_tokens": [

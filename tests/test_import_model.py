@@ -6,6 +6,7 @@ int8 form.
 
 import hashlib
 import json
+import math
 import os
 import sys
 import warnings
@@ -238,10 +239,13 @@ def _write_gguf(gguf: Any, path: Path, checkpoint: Checkpoint) -> None:
 # ---- what cannot be imported --------------------------------------------------------------------
 
 
-def plain_checkpoint() -> Checkpoint:
+def plain_checkpoint(family: str = "llama") -> Checkpoint:
     """A float checkpoint without transformers."""
     rng = np.random.default_rng(3)
-    config = {**SHAPE, "model_type": "llama", "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+    gemma = family == "gemma3_text"
+    config = {**SHAPE, "model_type": family, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+    if gemma:
+        config |= {"sliding_window": 8, "query_pre_attn_scalar": 32}
     shapes = {"embed_tokens": (VOCABULARY, 64), "norm": (64,)}
     for i in range(2):
         layer = f"layers.{i}."
@@ -256,11 +260,16 @@ def plain_checkpoint() -> Checkpoint:
             f"{layer}mlp.up_proj": (96, 64),
             f"{layer}mlp.down_proj": (64, 96),
         }
+        if gemma:
+            names = ("pre_feedforward", "post_feedforward")
+            shapes |= {f"{layer}{name}_layernorm": (64,) for name in names}
+            shapes |= {f"{layer}self_attn.{name}_norm": (32,) for name in "qk"}
     tensors = {
         f"{name}.weight": rng.normal(0, 0.1, shape).astype(np.float32)
         for name, shape in shapes.items()
     }
-    return Checkpoint(config, import_model._frequencies(config), tensors, documents(), "plain")
+    document = gemma_tokenizer() if gemma else documents()
+    return Checkpoint(config, import_model._frequencies(config), tensors, document, "plain")
 
 
 def test_tensor_that_does_not_belong_is_named() -> None:
@@ -278,15 +287,58 @@ def test_tensor_that_does_not_belong_is_named() -> None:
         ({"hidden_act": "gelu"}, "activation 'gelu'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rotary scaling 'yarn'"),
         ({"hidden_size": None}, "not a checkpoint that can be read"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers is 1000000000000; expected 1 to 256"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"rope_theta": -1.0}, r"rope_theta is -1\.0"),
     ],
 )
 def test_unsupported_folder_is_refused_by_name(
     change: dict[str, Any], match: str, tmp_path: Path
 ) -> None:
-    checkpoint = write_folder(tmp_path)
+    assert_refused(change, match, tmp_path, "llama")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"model_type": "gemma3"}, "family 'gemma3' are not supported.*gemma3_text"),
+        ({"model_type": "gemma2"}, "family 'gemma2'"),
+        ({"hidden_activation": "gelu"}, "activation 'gelu'; only 'gelu_pytorch_tanh'"),
+        ({"final_logit_softcapping": 30.0}, r"final_logit_softcapping = 30\.0"),
+        ({"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping = 50\.0"),
+        ({"use_bidirectional_attention": True}, "only causal attention"),
+        ({"query_pre_attn_scalar": 0}, r"query_pre_attn_scalar is 0\.0"),
+        ({"query_pre_attn_scalar": -2}, r"query_pre_attn_scalar is -2\.0"),
+        ({"query_pre_attn_scalar": math.nan}, "query_pre_attn_scalar is nan"),
+        ({"query_pre_attn_scalar": 1e-300}, "query_pre_attn_scalar is 1e-300"),
+        ({"sliding_window": 0}, "sliding_window is 0"),
+        ({"sliding_window": "all"}, "sliding_window is 'all'"),
+        ({"sliding_window": None}, "sliding_window is None"),
+        ({"sliding_window_pattern": 0}, "sliding_window_pattern is 0"),
+        ({"layer_types": ["full_attention"]}, "layer_types must be 2 of"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "layer_types must be 2 of"),
+        ({"layer_types": [["x"], 3]}, "layer_types must be 2 of"),
+        ({"rope_local_base_freq": 0.5}, r"rope_theta is 0\.5"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rotary scaling 'yarn'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, r"factor is 0\.0"),
+        ({"rope_parameters": {"full_attention": {}}}, "'sliding_attention' is missing"),
+        ({"hidden_size": "x"}, "not a checkpoint that can be read"),
+        ({"head_dim": 512}, "head_dim"),
+        ({"num_attention_heads": 0}, "n_heads"),
+        ({"rms_norm_eps": math.nan}, "epsilon"),
+    ],
+)
+def test_unsupported_gemma_is_refused_by_name(
+    change: dict[str, Any], match: str, tmp_path: Path
+) -> None:
+    assert_refused(change, match, tmp_path, "gemma3_text")
+
+
+def assert_refused(change: dict[str, Any], match: str, tmp_path: Path, family: str) -> None:
+    checkpoint = write_folder(tmp_path, family=family)
     import_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(checkpoint.config | change))
-    with pytest.raises(UnsupportedError, match=match):
+    with pytest.raises(LmzipError, match=match):
         import_checkpoint(tmp_path)
 
 
@@ -302,9 +354,9 @@ def test_missing_tensor_is_named(tmp_path: Path) -> None:
         import_checkpoint(tmp_path)
 
 
-def write_folder(folder: Path, card: str = "") -> Checkpoint:
+def write_folder(folder: Path, card: str = "", family: str = "llama") -> Checkpoint:
     """A plain checkpoint in the form of Hugging Face."""
-    checkpoint = plain_checkpoint()
+    checkpoint = plain_checkpoint(family)
     import safetensors.numpy
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -399,6 +451,31 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         import_checkpoint(path)
     with pytest.raises(UnsupportedError, match=r"nor a name on the .*\(it does not exist\)"):
         import_checkpoint(str(tmp_path / "none.gguf"))
+
+
+def test_factor_of_embeddings_has_their_type(tmp_path: Path) -> None:
+    """sqrt(64) has it anyway; sqrt(640) does not."""
+    factor = import_model._embedding_factor
+    halves, floats = np.float32([0.5, -1.25]), np.float32([0.1])
+    for size, rounded in ((64, 8.0), (640, 25.25), (2560, 50.5)):
+        assert factor({"hidden_size": size}, halves) == rounded
+        exact = float(np.sqrt(np.float32(size)))
+        assert factor({"hidden_size": size}, floats) == exact
+        assert factor({"hidden_size": size, "embedding_quantized": True}, floats) == rounded
+    write_folder(tmp_path, family="gemma3_text")
+    checkpoint = read_checkpoint(tmp_path)
+    scale = import_model.quantize_rows(checkpoint.tensors["embed_tokens.weight"])[1]
+    tensors = quantize(checkpoint).tensors
+    np.testing.assert_array_equal(tensors["embedding.scale"], scale * 8)
+    np.testing.assert_allclose(tensors["head.scale"], scale * 1024 / math.log(2), rtol=1e-6)
+
+
+def test_gelu_is_a_table() -> None:
+    table = import_model.gelu_table()
+    for x in (-15.0, -3.5, -1.0, 0.0, 0.25, 2.0, 15.0):
+        gelu = x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        found = x * int(table[round(256 * x) + 4096]) / 65536
+        assert abs(found - gelu) <= abs(x) * 2.0**-16
 
 
 def test_half_floats_are_read(tmp_path: Path) -> None:

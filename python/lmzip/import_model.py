@@ -209,13 +209,16 @@ def _frequencies(config: dict[str, Any]) -> Array:
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "default":
         return w
-    if kind == "linear":
-        return w / float(rope["factor"])
-    if kind != "llama3":
+    if kind not in ("linear", "llama3"):
         raise UnsupportedError(
             f"rotary scaling {kind!r}; supported are 'default', 'linear' and 'llama3'"
         )
-    factor, original = float(rope["factor"]), float(rope["original_max_position_embeddings"])
+    factor = float(rope["factor"])
+    if not 1 <= factor < math.inf:
+        raise UnsupportedError(f"rotary scaling: factor is {factor}; expected 1 or more")
+    if kind == "linear":
+        return w / factor
+    original = float(rope["original_max_position_embeddings"])
     low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
     turns = original * w / (2 * math.pi)  # in the original context
     smooth = np.clip((turns - low) / (high - low), 0, 1)
@@ -254,21 +257,26 @@ def _gemma(
         _frequencies({**config, "rope_parameters": rope[kind]})
         for kind in ("full_attention", "sliding_attention")
     ]
-    added = [
-        t | {"special": bool(t["special"] or _GEMMA_MARKERS.fullmatch(t["content"]))}
-        for t in tokenizer.get("added_tokens") or []
-    ]
     return Checkpoint(
         config,
         both[0],
         tensors,
-        tokenizer | {"added_tokens": added},
+        _without_markers(tokenizer),
         name,
         licence,
         files,
         both[1],
         _embedding_factor(config, tensors["embed_tokens.weight"]),
     )
+
+
+def _without_markers(document: dict[str, Any]) -> dict[str, Any]:
+    """Markers as special tokens, which have no bytes and match no text."""
+    added = [
+        t | {"special": bool(t["special"] or _GEMMA_MARKERS.fullmatch(t["content"]))}
+        for t in document.get("added_tokens") or []
+    ]
+    return document | {"added_tokens": added}
 
 
 def _embedding_factor(config: dict[str, Any], embedding: Array) -> float:
@@ -527,8 +535,8 @@ def quantize(
     gemma = checkpoint.config["model_type"] == GEMMA
     embedding, embedding_scale = quantize_rows(source.pop("embed_tokens.weight"))
     scalar = float(checkpoint.config.get("query_pre_attn_scalar", 256)) if gemma else arch.head_dim
-    if not 0 < scalar < math.inf:
-        raise UnsupportedError(f"query_pre_attn_scalar is {scalar}; expected a number above 0")
+    if not 1 <= scalar <= 65536:
+        raise UnsupportedError(f"query_pre_attn_scalar is {scalar}; expected 1 to 65536")
     tensors: dict[str, Array] = {
         "embedding.weight": embedding,
         "embedding.scale": _scale(embedding_scale * checkpoint.embedding_factor),
@@ -631,7 +639,7 @@ def _gemma_windows(config: dict[str, Any], layers: int) -> list[int | None]:
     sliding, full = "sliding_attention", "full_attention"
     kinds = config.get("layer_types")
     kinds = kinds or [full if (i + 1) % pattern == 0 else sliding for i in range(layers)]
-    if len(kinds) != layers or not set(kinds) <= {sliding, full}:
+    if len(kinds) != layers or not all(kind in (sliding, full) for kind in kinds):
         raise UnsupportedError(f"layer_types must be {layers} of {sliding!r} and {full!r}")
     return [size if kind == sliding else None for kind in kinds]
 

@@ -122,14 +122,14 @@ def gemma_tokenizer() -> dict[str, object]:
     pieces = gemma_pieces()
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     names = [text.replace(" ", "\u2581") if kind == 4 else text for text, kind, _ in pieces]
+    added = [i for i, (_, kind, _) in enumerate(pieces) if kind in (3, 4) and i != 5]
     merges = ["\u2581 \u2581", "\u2581\u2581 \u2581", "\u2581 \u2581\u2581", "\n \n"]
     merges += ["t h", "a n", "th e", "\u2581 the", "\u2581th e", "\u2581 th"]
     return {
         "version": "1.0",
         "added_tokens": [
             {"id": i, "content": names[i], "special": i < 5, **flags}
-            for i, (_, kind, _) in enumerate(pieces)
-            if kind in (3, 4)
+            for i in added  # the unused one is in the vocabulary alone
         ],
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
         "pre_tokenizer": {

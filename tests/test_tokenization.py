@@ -143,6 +143,18 @@ def test_markers_of_gemma_are_plain_text(text: str) -> None:
         assert all(not tokens[i] for i, (t, _, _) in enumerate(gemma_pieces()) if t in MARKERS)
 
 
+def test_odd_pieces_of_a_gguf_file_are_refused_by_name() -> None:
+    def refused(match: str, **changes: list[object]) -> None:
+        fields: dict[str, Any] = {"tokens": ["<unk>", "a"], "token_type": [3, 1], "scores": [0, 0]}
+        fields = {f"tokenizer.ggml.{k}": v for k, v in (fields | changes).items()}
+        with pytest.raises(UnsupportedError, match=match):
+            import_model._sentencepiece_tokenizer(fields | {"tokenizer.ggml.unknown_token_id": 0})
+
+    refused("differ in number", scores=[0])
+    refused("differ in number", token_type=[1, 1, 1])
+    refused("a token has 1048576 characters", tokens=["<unk>", "a" * (1 << 20)])
+
+
 @pytest.mark.parametrize("text", ["than the an\n\nthe", "   the  the", "the\n the"])
 def test_folder_and_gguf_of_gemma_cut_alike(text: str) -> None:
     a, b = (gemma_library(document)[0].encode(text.encode()) for document in gemma_documents())

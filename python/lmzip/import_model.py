@@ -23,6 +23,7 @@ from lmzip.errors import LmzipError, UnsupportedError
 from lmzip.llama_model import (
     MAX_BIAS,
     MAX_SCALE,
+    MAX_TOKEN_SIZE,
     MIN_SCALE,
     SIGMOID_SIZE,
     WIDE_INPUTS,
@@ -272,11 +273,11 @@ def _gemma(
 
 def _without_markers(document: dict[str, Any]) -> dict[str, Any]:
     """Markers as special tokens, which have no bytes and match no text."""
-    added = [
-        t | {"special": bool(t["special"] or _GEMMA_MARKERS.fullmatch(t["content"]))}
-        for t in document.get("added_tokens") or []
-    ]
-    return document | {"added_tokens": added}
+    named = {t["content"]: t for t in document.get("added_tokens") or []}
+    for text, i in document["model"]["vocab"].items():
+        if _GEMMA_MARKERS.fullmatch(text):
+            named[text] = {"id": i, **named.get(text, {}), "content": text, "special": True}
+    return document | {"added_tokens": list(named.values())}
 
 
 def _embedding_factor(config: dict[str, Any], embedding: Array) -> float:
@@ -491,6 +492,9 @@ def _sentencepiece_tokenizer(fields: dict[str, Any]) -> dict[str, Any]:
     scores = fields["tokenizer.ggml.scores"]
     if not len(tokens) == len(kinds) == len(scores):
         raise UnsupportedError("the GGUF file's tokens, token_type and scores differ in number")
+    longest = max(map(len, tokens), default=0)
+    if longest > MAX_TOKEN_SIZE:  # the pairs below take its square
+        raise UnsupportedError(f"a token has {longest} characters; at most {MAX_TOKEN_SIZE}")
     vocab = {token: i for i, token in enumerate(tokens)}
     normal = {token: i for token, i in vocab.items() if kinds[i] == 1}
     merges = []

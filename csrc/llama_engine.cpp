@@ -312,10 +312,12 @@ class LlamaForward {
       const size_t begin = block * kHeadBlock, size = std::min(kHeadBlock, vocabulary - begin);
       multiply(head);
       for (size_t row = 0; row < rows_.size(); ++row) {
-        // A padded block would write past the row: through the sums it can be done in place.
+        // A padded block would write past the row: it is done in place, and copied.
         int32_t* sums = acc(head, row);
-        stages_.logits(sums, w_.r[row], head.scale.data(), head.weight.outputs, sums);
-        std::copy_n(sums, size, logits + row * vocabulary + begin);
+        int32_t* to = logits + row * vocabulary + begin;
+        const bool whole = size == head.weight.outputs;
+        stages_.logits(sums, w_.r[row], head.scale.data(), head.weight.outputs, whole ? to : sums);
+        if (!whole) std::copy_n(sums, size, to);
       }
     }
     for (size_t row = 0; row < rows_.size(); ++row) {

@@ -54,6 +54,7 @@ GEMMA = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     "sliding_window": 8,
     "query_pre_attn_scalar": 20,
+    "rms_norm_eps": 0.05,  # large enough to count behind attention
     "rope_parameters": {
         "full_attention": {"rope_type": "linear", "rope_theta": 1e3, "factor": 2.0},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e2},

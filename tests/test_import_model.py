@@ -471,6 +471,17 @@ def test_factor_of_embeddings_has_their_type(tmp_path: Path) -> None:
     np.testing.assert_allclose(tensors["head.scale"], scale * 1024 / math.log(2), rtol=1e-6)
 
 
+def test_gains_of_queries_and_keys_are_balanced() -> None:
+    rng = np.random.default_rng(1)
+    q, k = (np.float32(np.exp(rng.normal(0, 2, 64))) for _ in range(2))
+    q[[3, 35]], k[5] = 0, -k[5]
+    a, b = import_model.balance(q, k)
+    np.testing.assert_array_equal(a * b, q * k)  # exact: what attention says does not change
+    factor = k / b
+    np.testing.assert_array_equal(factor[:32], factor[32:])  # of a rotary pair
+    assert np.abs(b).max() < np.abs(k).max()
+
+
 def test_gelu_is_a_table() -> None:
     table = import_model.gelu_table()
     for x in (-15.0, -3.5, -1.0, 0.0, 0.25, 2.0, 15.0):

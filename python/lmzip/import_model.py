@@ -665,8 +665,10 @@ def _quantize_layer(
         bias = np.concatenate([source.pop(f"{theirs}{name}_proj.bias") for name in "qkv"])
     tensors[ours + "qkv.bias"] = np.clip(np.rint(bias * 4096), -MAX_BIAS, MAX_BIAS).astype(np.int32)
     if arch.qk_norm:
-        for name in "qk":
-            tensors[f"{ours}{name}.norm"] = source.pop(f"{theirs}{name}_norm.weight")
+        q, k = (source.pop(f"{theirs}{name}_norm.weight") for name in "qk")
+        if arch.post_norms:
+            q, k = balance(q, k)
+        tensors[ours + "q.norm"], tensors[ours + "k.norm"] = q, k
     products = {
         "qkv": qkv,
         "out": source.pop(theirs + "o_proj.weight"),
@@ -675,6 +677,19 @@ def _quantize_layer(
     }
     for name, weights in products.items():
         tensors[f"{ours}{name}.weight"], tensors[f"{ours}{name}.scale"] = quantize_rows(weights)
+
+
+def balance(q: Array, k: Array) -> tuple[Array, Array]:
+    """Gains of queries and keys, the greater of which gives to the other.
+
+    Their products stay, and with them all that attention says; but each head has 8 bits behind its
+    rotation, and a channel with a great gain leaves few of them to the others.  Both channels of a
+    rotary pair change alike, by a power of two, which rounds nothing.
+    """
+    sizes = [np.sqrt((g.astype(np.float64).reshape(2, -1) ** 2).mean(axis=0)) for g in (q, k)]
+    ratio = np.maximum(sizes[1], 0.01) / np.maximum(sizes[0], 0.01)
+    factor = np.tile(np.exp2(np.rint(np.log2(ratio) / 2)), 2).astype(np.float32)
+    return q * factor, k / factor
 
 
 def quantize_rows(weights: Array) -> tuple[Array, Array]:

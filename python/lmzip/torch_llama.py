@@ -25,7 +25,16 @@ from lmzip import token_answers
 from lmzip.cuda_graph import CudaGraph
 from lmzip.lanes import INTERVALS, LOGITS, SEARCH
 from lmzip.llama_model import LlamaModel
-from lmzip.llama_reference import EXP16, RESIDUAL_MAX, TINY, limit
+from lmzip.llama_reference import (
+    EXP16,
+    MAX_EPSILON,
+    MAX_UNIT,
+    MIN_UNIT,
+    POST_LIMIT,
+    RESIDUAL_MAX,
+    TINY,
+    limit,
+)
 from lmzip.model_file import Array
 from lmzip.reference import LOGIT_MAX
 from lmzip.torch_engine import (
@@ -56,6 +65,7 @@ class Layout(NamedTuple):
 
     window: int
     sinks: int
+    local: bool  # which of the two rotations
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,8 @@ class Layer:
     down: Product
     attention_norm: Tensor
     mlp_norm: Tensor
+    attention_post_norm: Tensor | None
+    mlp_post_norm: Tensor | None
 
 
 @dataclass
@@ -104,7 +116,8 @@ class Place(NamedTuple):
     slots: Tensor  # (count): those of its own keys
     used: int  # the first slots, which hold all keys that are seen
     seen: Tensor  # (count, used) bool
-    far: tuple[Tensor, Tensor] | None  # rotation of queries that meet sinks; None: as the near one
+    near: tuple[Tensor, Tensor]  # rotation of its keys and queries
+    far: tuple[Tensor, Tensor] | None  # of queries that meet sinks; None: as the near one
 
 
 def quantize(y: Tensor, largest: int) -> Rows:
@@ -137,9 +150,12 @@ class TorchLlama:
         unused = model.tensors["tokens.size"] == 0
         unused[a.escape] = False
         self.unused = torch.from_numpy(unused).to(self.device)
+        self.residual = float(1 << a.residual_bits)
         self.softmax = self._tensor("softmax")
         self.sigmoid = torch.from_numpy(model.tensors["sigmoid"].astype(np.float32)).to(self.device)
         self.frequency = self._tensor("rotary.frequency")
+        if any(a.local):
+            self.local_frequency = self._tensor("rotary.local_frequency")
         self.cosine = self._tensor("rotary.cosine")
         gaps = np.arange(LAST_GAP + 1)
         exponentials = (EXP16[gaps & 31] >> (gaps >> 5)).astype(np.float32)
@@ -164,13 +180,16 @@ class TorchLlama:
             weight, scale = (self._tensor(f"{prefix}{name}.{kind}") for kind in ("weight", "scale"))
             return Product(weight, scale, self._limit(inputs, name))
 
+        def post_norm(part: str) -> Tensor | None:
+            return self._tensor(f"{prefix}{part}.post_norm") if a.post_norms else None
+
         norm = None
         if a.qk_norm:
             counts = {"q": a.n_heads, "k": a.n_kv_heads}
             gains = [self._tensor(f"{prefix}{n}.norm").expand(c, -1) for n, c in counts.items()]
             norm = torch.cat(gains)
         return Layer(
-            layout=Layout(a.windows[i], a.sinks[i]),
+            layout=Layout(a.windows[i], a.sinks[i], any(a.local[i : i + 1])),
             qkv=product("qkv", a.d_model),
             bias=self._tensor(prefix + "qkv.bias"),
             head_norm=norm,
@@ -179,6 +198,8 @@ class TorchLlama:
             down=product("down", a.d_ff),
             attention_norm=self._tensor(prefix + "attention.norm"),
             mlp_norm=self._tensor(prefix + "mlp.norm"),
+            attention_post_norm=post_norm("attention"),
+            mlp_post_norm=post_norm("mlp"),
         )
 
     # ── state ──
@@ -231,7 +252,7 @@ class TorchLlama:
         position = int(state.position)
         out: tuple[list[Array], list[Array], list[Array], list[Array]] = ([], [], [], [])
         for layer, c in zip(self.layers, state.caches, strict=True):
-            window, sinks = layer.layout
+            window, sinks = layer.layout.window, layer.layout.sinks
             ring = c.keys.shape[2] - sinks
             seen = [t for t in range(position) if t < sinks or t >= position - window]
             slots = [t if t < sinks else sinks + (t - sinks) % ring for t in seen]
@@ -267,28 +288,28 @@ class TorchLlama:
         at = state.position + torch.arange(tokens.shape[1], device=self.device)
         if state.filled is not None:
             state.filled += len(at)
-        near = self._rotation(at)
         places = {layout: self._place(state, layout, at) for layout in state.held}
-        factor = (self.embedding_scale[tokens] * 2.0**14).unsqueeze(-1)
+        factor = (self.embedding_scale[tokens] * self.residual).unsqueeze(-1)
         x = rint(self.embedding[tokens].float() * factor, -RESIDUAL_MAX, RESIDUAL_MAX).int()
         for layer, cache in zip(self.layers, state.caches, strict=True):
-            x = self._attend(layer, x, cache, near, places[layer.layout])
+            x = self._attend(layer, x, cache, places[layer.layout])
             x = self._feed_forward(layer, x)
         state.position += len(at)
         xq, r = self._normalize(x, self.head_norm, "head")
         logits = rint(self.head(xq).mul_(r).mul_(self.head.scale), -LOGIT_MAX, LOGIT_MAX).int()
         return logits.masked_fill_(self.unused, -LOGIT_MAX)
 
-    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _rotation(self, local: bool, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine (count, 1, d / 2) int32."""
-        phase = (positions[:, None, None] * self.frequency) & 0xFFFFFFFF
+        frequency = self.local_frequency if local else self.frequency
+        phase = (positions[:, None, None] * frequency) & 0xFFFFFFFF
         index = ((phase + (1 << 19)) & 0xFFFFFFFF) >> 20
         cosine = self.cosine.int()
         return cosine[index], cosine[(index + 3072) & 4095]
 
     def _place(self, state: State, layout: Layout, at: Tensor) -> Place:
         """Where the positions `at` go; notes that they are there."""
-        window, sinks = layout
+        window, sinks, local = layout
         held = state.held[layout]
         ring = len(held) - sinks
         slots = torch.where(at < sinks, at, sinks + (at - sinks) % ring)
@@ -299,8 +320,8 @@ class TorchLlama:
         end = window + sinks - 1
         far = None
         if sinks and (state.filled is None or state.filled > end):
-            far = self._rotation(at.clamp_max(end))
-        return Place(slots, used, seen, far)
+            far = self._rotation(local, at.clamp_max(end))
+        return Place(slots, used, seen, self._rotation(local, at), far)
 
     def _normalize(self, x: Tensor, gain: Tensor, product: str) -> Rows:
         """Root-mean-square normalization with gain, and quantization."""
@@ -314,9 +335,7 @@ class TorchLlama:
         root = square_root(torch.full_like(divisor, d) / divisor) * self.powers[s]
         return Rows(xq, q * root)
 
-    def _attend(
-        self, layer: Layer, x: Tensor, cache: Cache, near: tuple[Tensor, Tensor], place: Place
-    ) -> Tensor:
+    def _attend(self, layer: Layer, x: Tensor, cache: Cache, place: Place) -> Tensor:
         a = self.arch
         xq, r = self._normalize(x, layer.attention_norm, "qkv")
         y = layer.qkv(xq).mul_(r * 4096.0).mul_(layer.qkv.scale)
@@ -324,7 +343,7 @@ class TorchLlama:
         u = u.view(*x.shape[:2], -1, a.head_dim)
         rotated = a.n_heads + a.n_kv_heads
         leveled = self._level(layer, u[:, :, :rotated])
-        heads = self._rotate(leveled, near)
+        heads = self._rotate(leveled, place.near)
         queries = Rows(heads.q[:, :, : a.n_heads], heads.r[:, :, : a.n_heads])
         far = None
         if place.far is not None:
@@ -340,7 +359,7 @@ class TorchLlama:
             to.index_copy_(2, place.slots, new.transpose(1, 2))
         p = self._average(layer.layout, queries, far, cache, place)
         pq, r = quantize(p, self._limit(a.n_heads * a.head_dim, "out"))
-        return self._add(x, layer.out(pq).mul_(r * 2.0**14).mul_(layer.out.scale))
+        return self._project(x, layer.out, layer.attention_post_norm, pq, r * self.residual)
 
     def _level(self, layer: Layer, u: Tensor) -> Rows:
         """Heads (lanes, count, heads, d) to 14 bits and their scale (lanes, count, heads, 1)."""
@@ -401,7 +420,7 @@ class TorchLlama:
         gap = u.amax(-1, keepdim=True).sub(u).clamp_max_(LAST_GAP)
         e = self.exponentials[gap.int()]
         total = e.sum(-1, keepdim=True, dtype=torch.float64).float()  # exact, then rounded once
-        slots = sum(layout)
+        slots = layout.window + layout.sinks
         e.mul_(cache.value_scales[:, :, None, None])
         w, r = quantize(e, limit(slots, True, 16383))
         w, values = w.flatten(2, 3), cache.values  # (lanes, G, H / G * count, slots)
@@ -436,7 +455,27 @@ class TorchLlama:
         g = acc[..., :f].mul_(r).mul_(s[:f])
         h = g * self._sigmoid(g) * acc[..., f:].mul_(s[f:])
         hq, r_h = quantize(h, self._limit(f, "down"))
-        return self._add(x, layer.down(hq).mul_(r_h * r * 0.25).mul_(layer.down.scale))
+        r = r_h * r * (self.residual * 2.0**-16)
+        return self._project(x, layer.down, layer.mlp_post_norm, hq, r)
+
+    def _project(
+        self, x: Tensor, product: Product, gain: Tensor | None, q: Tensor, r: Tensor
+    ) -> Tensor:
+        """The last product of a part of a layer, of inputs q, r in residual units: onto x."""
+        acc = product(q)
+        if gain is None:
+            return self._add(x, acc.mul_(r).mul_(product.scale))
+        m = (acc * product.scale).abs_().amax(-1, keepdim=True)
+        most = torch.full_like(m, POST_LIMIT)
+        # m is 0 or at least 2^-40; where it is 0, so is acc
+        u = acc.mul_(most / m.clamp_min(float(TINY))).mul_(product.scale).round_()
+        unit = (m * (1 / POST_LIMIT) * r).clamp_(float(MIN_UNIT), float(MAX_UNIT))
+        epsilon = torch.full_like(unit, self.arch.epsilon_units()) / (unit * unit)
+        rounded = epsilon.clamp_max_(float(MAX_EPSILON)).round_().long()
+        total = u.long().square_().sum(-1, keepdim=True) + rounded
+        divisor = total.clamp_min_(1).float()
+        c = square_root(torch.full_like(divisor, self.arch.d_model) / divisor)
+        return self._add(x, u.mul_(c * self.residual).mul_(gain))
 
     def _sigmoid(self, g: Tensor) -> Tensor:
         return self.sigmoid[rint(g * 256.0, -4096, 4095).int() + 4096]

@@ -36,6 +36,7 @@ from lmzip.token_codec import TokenCodec
 from lmzip.torch_llama import LlamaLanes, TorchLlama
 
 ENCODE_ROWS = {"cuda": 1024, "cpu": 64}  # positions of a group that are evaluated at once
+ENCODE_LOGITS = 1 << 26  # of which at most: a device has some copies of them in work
 MAX_BLOCK = 64  # of which of one lane
 NO_TOKEN = 0xFFFFFFFF  # in place of a guess
 
@@ -112,7 +113,7 @@ class TokenEncodeGroup:
         frames = [job.symbols for job in jobs if isinstance(job, TokenJob)]
         self._coder = _core.TokenLockstepEncoder(worker.native, frames, threads)
         lanes, steps = self._coder.lanes, self._coder.steps
-        rows = ENCODE_ROWS[worker.kind]
+        rows = min(ENCODE_ROWS[worker.kind], ENCODE_LOGITS // worker.architecture.vocabulary)
         count = min(power_of_two(rows // lanes), MAX_BLOCK, power_of_two(steps))
         self.blocks = -(-steps // count)
         self._inputs = np.zeros((lanes, count), np.uint32)

@@ -3,6 +3,8 @@ blocks its logits and state.  Without a CUDA device the kernels run in Triton's 
 one, on it.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 import ptx  # noqa: E402
 from lmzip import llama_reference, triton_kernels, triton_llama  # noqa: E402
+from lmzip.errors import UnsupportedError  # noqa: E402
 from lmzip.llama_reference import RESIDUAL_MAX, LlamaReference  # noqa: E402
 from lmzip.reference import LOGIT_MAX, f, rint  # noqa: E402
 from lmzip.torch_engine import Product  # noqa: E402
@@ -213,6 +216,7 @@ def test_split_heads(engines, rng, position) -> None:
     )
     q8, q_scale = found.q.cpu().numpy(), found.scale.cpu().numpy()
     ring = cache.keys.shape[2] - sinks
+    turns = truth.t["rotary.frequency"]
     for t in range(COUNT):
         at = position + t
         slot = at if at < sinks else sinks + (at - sinks) % ring
@@ -221,10 +225,11 @@ def test_split_heads(engines, rng, position) -> None:
         leveled = truth._level(f"layers.{layer}.q.norm", queries)
         meets = [at, min(at, window + sinks - 1)][: 2 if sinks else 1]
         for plane, where in enumerate(meets):
-            v8, scale = truth._rotate(*leveled, where)
+            v8, scale = truth._rotate(*leveled, turns, where)
             np.testing.assert_array_equal(q8[plane, rows], v8)
             np.testing.assert_array_equal(q_scale[plane, rows], scale[..., 0])
-        k8, k_scale = truth._rotate(*truth._level(f"layers.{layer}.k.norm", keys), at)
+        leveled = truth._level(f"layers.{layer}.k.norm", keys)
+        k8, k_scale = truth._rotate(*leveled, turns, at)
         v8, v_scale = llama_reference.quantize(f(values), 127)
         for ours_t, theirs in (
             (cache.keys, k8),
@@ -277,12 +282,24 @@ def test_attention(engines, rng, monkeypatch, layer, position, kept) -> None:
 
 ONE = "grouped heads, sinks"  # goes step by step too, and again in the same memory
 BLOCKS = [(name, count) for name in ARCHITECTURES for count in (4, 12)] + [(ONE, 1)]
+LACKING = {
+    "norms after each part": {"post_norms": True},
+    "a second rotation": {"local": (False, True)},
+    "norms after each part and a second rotation": {"post_norms": True, "local": (True, False)},
+}
+
+
+@pytest.mark.parametrize("parts", LACKING)
+def test_models_with_parts_without_kernels_are_refused_by_name(parts) -> None:
+    model = random_llama(small_llama(**LACKING[parts]), 1)
+    with pytest.raises(UnsupportedError, match=f"no kernels for {parts}, which"):
+        TritonLlama(model, DEVICE)
 
 
 @pytest.mark.parametrize(("name", "count"), BLOCKS)
 def test_blocks_of_any_length_equal_the_reference_step_by_step(name, count) -> None:
     """Blocks of 12 do not keep their scores, the others do."""
-    architecture = ARCHITECTURES[name]
+    architecture = replace(ARCHITECTURES[name], post_norms=False, local=())  # which it lacks
     lanes, positions = 2, 12 if count > 1 else 7
     model = random_llama(architecture, 5)
     ours, truth = TritonLlama(model, DEVICE), LlamaReference(model)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lmzip import _core
 from lmzip import triton_llama_kernels as kernels
-from lmzip.llama_model import LlamaModel
+from lmzip.errors import UnsupportedError
+from lmzip.llama_model import LlamaArchitecture, LlamaModel
 from lmzip.llama_reference import EXP16, limit
 from lmzip.torch_engine import Product
 from lmzip.torch_llama import Cache, Layer, State, TorchLlama
@@ -67,10 +68,20 @@ def tile_of(rows: int, columns: int) -> Tile:
     return Tile(max(16, min(64, power_of_two(rows))), 64, 128, 4, 4)
 
 
+def require_kernels(a: LlamaArchitecture) -> None:
+    parts = {"norms after each part": a.post_norms, "a second rotation": any(a.local)}
+    lacking = [part for part, used in parts.items() if used]
+    if lacking:
+        raise UnsupportedError(
+            f"the Triton engine has no kernels for {' and '.join(lacking)}, which this model has"
+        )
+
+
 class TritonLlama(TorchLlama):
-    """Raises ValueError as TorchLlama."""
+    """Raises ValueError as TorchLlama, UnsupportedError for models with parts it has not got."""
 
     def __init__(self, model: LlamaModel, device: str | torch.device = "cuda") -> None:
+        require_kernels(model.architecture)
         super().__init__(model, device)
         tensors = model.tensors
 

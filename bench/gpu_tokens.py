@@ -106,12 +106,17 @@ def models(bench) -> Iterator[tuple[str, object]]:
 
 
 def engine_of(bench, model):
-    """The Triton engine; raises SystemExit where it does not give the CPU's integers."""
+    """The Triton engine; raises SystemExit where it lacks what the model has, or does not give the
+    CPU's integers."""
     from lmzip import _core
+    from lmzip.errors import UnsupportedError
     from lmzip.torch_token_codec import agrees_with_native
     from lmzip.triton_llama import TritonLlama
 
-    engine = TritonLlama(model, bench.device)
+    try:
+        engine = TritonLlama(model, bench.device)
+    except UnsupportedError as error:
+        raise SystemExit(f"{model.name}: {error}: nothing is measured") from None
     native = _core.LlamaModel(model.tensors, model.architecture.to_native())
     if not agrees_with_native(engine, native, 2 if bench.on_cpu else 24):
         raise SystemExit(f"{model.name}: the integers differ from the CPU's: nothing is measured")
@@ -239,7 +244,7 @@ def frames(bench, name: str, model, native, lanes: int) -> None:
     count, each, length = (2, 1, 6) if bench.on_cpu else (lanes // 64, 64, 256)
     threads = codec.usable_threads(0)
     request = codec.CodecRequest(
-        METHOD_TOKENS, 0, 0, None, bench.device.type, codec.ThreadShare(threads)
+        METHOD_TOKENS, 0, codec.TOKEN_PROFILE, None, bench.device.type, codec.ThreadShare(threads)
     )
     worker = TokenWorker(model, native, bench.device, request)
     if bench.on_cpu:  # the interpreter, not PyTorch's own operations

@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 import lmzip
 import reference_tokens
 from lmzip import _core, cli, codec, llama_model, models
-from lmzip.container import METHOD_TOKENS
+from lmzip.container import METHOD_TOKENS, FrameHeader, read_varint
 from lmzip.errors import CorruptError, LimitError, LmzipError, ModelMismatchError, UnsupportedError
 from lmzip.llama_model import LlamaModel
 from random_llama import random_llama, small_llama
@@ -52,7 +53,7 @@ def model_path(tmp_path: Path) -> Path:
 @pytest.fixture
 def only_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model would lose every comparison with the mixer."""
-    monkeypatch.setattr(codec, "TOKEN_CODINGS", ((METHOD_TOKENS, 0),))
+    monkeypatch.setattr(codec, "TOKEN_CODINGS", codec.TOKEN_CODINGS[:1])
 
 
 def some_symbols(size: int, seed: int) -> list[int]:
@@ -229,7 +230,7 @@ from lmzip.codec import CodecRequest, ThreadShare
 from lmzip.errors import LmzipError
 from lmzip.token_codec import TokenCodec
 info = models.read(Path({str(model_path)!r}))
-codec = TokenCodec(CodecRequest(5, 0, 0, info, "cpu", ThreadShare(1)))
+codec = TokenCodec(CodecRequest(5, 0, 1, info, "cpu", ThreadShare(1)))
 assert codec.decode_frame([Path({str(tmp_path / "payload")!r}).read_bytes()], 6) == b"tetete"
 try:
     codec.encode_frame(b"tetete", 1)
@@ -305,9 +306,37 @@ def test_model_of_another_kind_is_refused(model_path: Path) -> None:
         codec._FACTORIES[1](request)
     bundled = models.default()
     assert bundled is not None
-    request = codec.CodecRequest(METHOD_TOKENS, 0, 0, bundled, "cpu", codec.ThreadShare(1))
+    request = codec.CodecRequest(METHOD_TOKENS, 0, 1, bundled, "cpu", codec.ThreadShare(1))
     with pytest.raises(UnsupportedError, match="lmzip-exact-1"):
         codec._FACTORIES[METHOD_TOKENS](request)
+
+
+@needs_tokenizers
+@pytest.mark.usefixtures("only_tokens")
+@pytest.mark.parametrize(
+    ("mixer", "error", "reason"),
+    [
+        (0 << 5, UnsupportedError, "profile 0, which only development versions"),
+        (2 << 5, UnsupportedError, "profile 2; this lmzip knows 1: update"),
+        (1 << 5 | 16, CorruptError, "mixer byte 0x30"),
+    ],
+)
+def test_frames_of_other_profiles_are_refused_by_name(
+    model_path: Path, mixer: int, error: type[LmzipError], reason: str
+) -> None:
+    packed = lmzip.compress(TEXT, model=model_path)
+    info = lmzip.inspect(packed)
+    assert [(f.method, f.profile, f.table_bits) for f in info.frames] == [("tokens", 1, 0)]
+    begin = info.frames[0].offset
+    size, at = read_varint(packed, begin + 1)
+    old = FrameHeader.unpack(packed[begin : at + size + 4])
+    new = replace(old, profile=mixer >> 5, table_bits=mixer & 31).pack()
+    assert len(new) == old.head_size
+    changed = packed[:begin] + new + packed[begin + len(new) :]
+    with pytest.raises(error, match=reason):
+        lmzip.decompress(changed, model=model_path)
+    if error is UnsupportedError:  # it can be listed
+        assert lmzip.inspect(changed).frames[0].profile == mixer >> 5
 
 
 @needs_tokenizers

@@ -19,7 +19,7 @@ from device_frames import (  # noqa: E402
     watch_batches,
 )
 from lmzip import _core, codec, llama_model, models, torch_token_codec  # noqa: E402
-from lmzip.codec import CodecRequest, ThreadShare  # noqa: E402
+from lmzip.codec import TOKEN_PROFILE, CodecRequest, ThreadShare  # noqa: E402
 from lmzip.container import METHOD_TOKENS  # noqa: E402
 from lmzip.errors import CorruptError, LimitError, LmzipError, UnsupportedError  # noqa: E402
 from lmzip.token_codec import TokenCodec  # noqa: E402
@@ -51,7 +51,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> models.ModelInfo:
 
 
 def request(model: models.ModelInfo, device: str = "cpu") -> CodecRequest:
-    return CodecRequest(METHOD_TOKENS, 0, 0, model, device, ThreadShare(2))
+    return CodecRequest(METHOD_TOKENS, 0, TOKEN_PROFILE, model, device, ThreadShare(2))
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_memory_counts_what_a_device_takes_besides(native, through_torch) -> Non
 
 def test_whole_files_by_either_engine_are_the_same(small, monkeypatch) -> None:
     """Through the public functions, with the torch codec in place of the native one."""
-    monkeypatch.setattr(codec, "TOKEN_CODINGS", ((METHOD_TOKENS, 0),))  # not the mixer
+    monkeypatch.setattr(codec, "TOKEN_CODINGS", codec.TOKEN_CODINGS[:1])  # not the mixer
     settings = {"model": small, "lanes": 3, "frame_size": 200}
     expected = lmzip.compress(TEXT, device="cpu", **settings)
     monkeypatch.setitem(codec._FACTORIES, METHOD_TOKENS, TorchTokenCodec)
@@ -203,6 +203,17 @@ def test_where_triton_is_missing_or_wrong_pytorch_takes_its_place(monkeypatch) -
         torch_token_codec.open_engine(SMALL, packed, device)
 
 
+def test_models_that_triton_has_no_kernels_for_go_to_pytorch(monkeypatch) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.setattr(torch_token_codec, "triton_missing", lambda _: None)
+    monkeypatch.setattr(torch_token_codec, "TorchLlama", lambda model, _: TorchLlama(model))
+    model = random_llama(small_llama(post_norms=True), 1)
+    packed = _core.LlamaModel(model.tensors, model.architecture.to_native())
+    with pytest.warns(RuntimeWarning, match="cuda:0: the Triton engine has no kernels for norms"):
+        engine = torch_token_codec.open_engine(model, packed, torch.device("cuda:0"))
+    assert type(engine) is TorchLlama
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_missing_device_is_named(small) -> None:
     with pytest.raises(UnsupportedError, match="no CUDA device"):
@@ -244,8 +255,10 @@ def test_coders_refuse_other_shapes_and_missing_steps() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 def test_cuda_every_kind_of_model(architecture, tmp_path) -> None:
     model = save(tmp_path, random_llama(architecture, 3))
+    lacking = architecture.post_norms or any(architecture.local)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the Triton engine, not its substitute
+        if not lacking:
+            warnings.simplefilter("error")  # the Triton engine, not its substitute
         assert_same(TokenCodec(request(model)), TorchTokenCodec(request(model, "cuda")), TEXT, 80)
 
 
@@ -258,7 +271,7 @@ def test_cuda_without_triton_says_so_and_makes_the_same_bytes(small, monkeypatch
 
 @pytest.mark.gpu
 def test_cuda_whole_files(small, monkeypatch) -> None:
-    monkeypatch.setattr(codec, "TOKEN_CODINGS", ((METHOD_TOKENS, 0),))
+    monkeypatch.setattr(codec, "TOKEN_CODINGS", codec.TOKEN_CODINGS[:1])
     settings = {"model": small, "lanes": 64, "frame_size": 4096}
     raw = TEXT * 40
     on_gpu = lmzip.compress(raw, device="cuda", **settings)

@@ -1,14 +1,15 @@
-"""The CUDA engine: equality, time of every stage, throughput of frames; or an estimate on paper.
+"""The CUDA engines: equality, time of every stage, throughput of frames; or an estimate on paper.
 
     python3 bench/gpu.py --build --text FILE --results gpu.csv     on a machine with a GPU
     python3 bench/gpu.py --estimate                                 anywhere: no measurement
-    python3 bench/gpu.py --interpret --results FILE                 anywhere: tries this script
+    python3 bench/gpu.py --device cpu --results FILE                anywhere: tries this script
 
 In this order, each row written as soon as it is known: the device's limits (copy, int8 product);
 whether engines and frames equal the CPU's (a difference ends the run); microseconds of each stage
-of a step and of a prefill, with its share of the nearest limit; MB/s of frames both ways, every
-output compared.  --build installs the working tree into build/gpu first and runs itself there.
-Without --text the sample is tests/data/alice29.txt over and over, which is easy for the mixer.
+of a step and of a prefill, with its share of the limits; MB/s or tokens/s of frames both ways,
+every output compared.  Byte models first, then pretrained ones (gpu_tokens.py); --only takes one
+kind.  --build installs the working tree into build/gpu first and runs itself there.  Without --text
+the sample is tests/data/alice29.txt over and over, which is easy for the mixer.
 """
 
 import argparse
@@ -20,58 +21,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+import gpu_tokens
+from gpu_costs import H200_BANDWIDTH, H200_INT8, INSTRUCTIONS, Cost, row_cost
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "build" / "gpu"
 LANES = (256, 1024, 4096, 16384)
 COLUMNS = [
     "what", "model", "lanes", "count", "stage", "us", "bytes", "operations", "of_bandwidth",
-    "of_int8", "direction", "raw", "mb_s", "note", "device", "commit", "date", "command",
+    "of_int8", "direction", "raw", "mb_s", "tokens_s", "note", "device", "commit", "date",
+    "command",
 ]  # fmt: skip
 
 # --- what a stage costs ---
 
-# An H200 by what was measured on one (copy, bf16 product; int8 taken as twice that) and by its data
-# sheet (132 multiprocessors of 128 lanes at 1.75 GHz).
-H200_BANDWIDTH, H200_INT8, H200_INSTRUCTIONS = 4.3e12, 2 * 790e12, 132 * 128 * 1.75e9
-KERNEL_FLOOR = 2.5e-6  # seconds between the kernels of a graph, if a kernel has nothing to do
-# Instructions of a thread for each number of a row, or for each score: counted in the machine code
-# that Triton 3.6 makes of the kernels for sm_90 (nvdisasm), for the shape of 2.6 M, steps.
-INSTRUCTIONS = {
-    "embed": 78, "split_heads": 53, "attention": 60, "quantize_average": 21, "add_product": 44,
-    "activate": 28, "head": 16, "advance": 1,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of one stage: bytes that pass through device memory if no cache holds them, operations of
-    int8 products (two for a multiplication and addition), instructions of threads."""
-
-    bytes: float
-    operations: float = 0
-    instructions: float = 0
-
-    def seconds(self, share: float = 1.0) -> float:
-        """If the nearest limit of an H200 is reached to this share."""
-        limits = (
-            self.bytes / H200_BANDWIDTH,
-            self.operations / H200_INT8,
-            self.instructions / H200_INSTRUCTIONS,
-        )
-        return max(KERNEL_FLOOR, max(limits) / share)
-
 
 def product_cost(rows: int, inputs: int, outputs: int) -> Cost:
     return Cost(rows * (inputs + 4 * outputs) + inputs * outputs, 2 * rows * inputs * outputs)
-
-
-def row_cost(stage: str, rows: int, read: int, written: int, numbers: int) -> tuple[str, Cost]:
-    instructions = rows * numbers * INSTRUCTIONS[stage]
-    return stage, Cost(rows * (read + written), instructions=instructions)
 
 
 def attention_cost(a, rows: int, count: int, window: int) -> Cost:
@@ -128,30 +97,45 @@ def architectures() -> dict[str, object]:
     }
 
 
-def estimate(lanes_list: tuple[int, ...]) -> None:
+def estimate(bytes_lanes: tuple[int, ...], token_lanes: tuple[int, ...]) -> None:
     print("ESTIMATE ON PAPER, not a measurement: microseconds of a step on an H200, full windows.")
     for name, a in architectures().items():
         print(f"\n{name} ({a.product_parameters() / 1e6:.2f} M weights in products)\n")
-        for lanes in lanes_list:
-            costs = step_costs(a, lanes, 1, 512)
-            total: dict[str, float] = {}
-            for stage, cost in costs:
-                total[stage] = total.get(stage, 0) + cost.seconds()
-            at_limits = sum(total.values())
-            at_half = sum(cost.seconds(0.5) for _, cost in costs)
-            moved = sum(cost.bytes for _, cost in costs) / lanes
-            worked = sum(cost.operations for _, cost in costs) / lanes
-            print(
-                f"{lanes:6} lanes: {1e6 * at_limits:7.0f} us at the limits, "
-                f"{lanes / at_limits / 1e6:6.1f} MB/s; {1e6 * at_half:7.0f} us at half of them, "
-                f"{lanes / at_half / 1e6:6.1f} MB/s; {len(costs)} kernels; "
-                f"{moved / 1e3:.0f} KB and {worked / 1e6:.1f} M operations a byte"
-            )
-            largest = sorted(total.items(), key=lambda item: -item[1])[:6]
-            print("        ", ", ".join(f"{stage} {1e6 * s:.0f}" for stage, s in largest))
+        for lanes in bytes_lanes:
+            estimate_block(lanes, f"{lanes:6} lanes", step_costs(a, lanes, 1, 512), "B")
+    for name, a in gpu_tokens.architectures().items():
+        print(f"\n{name} ({a.parameters() / 1e6:.0f} M weights); steps, then blocks of 64\n")
+        for lanes in token_lanes:
+            costs = gpu_tokens.step_costs(a, lanes, 1, True)
+            estimate_block(lanes, f"{lanes:6} lanes", costs, "tokens")
+        costs = gpu_tokens.step_costs(a, 64, 64, False)
+        estimate_block(64 * 64, "64 x 64 positions", costs, "tokens")
+
+
+def estimate_block(rows: int, what: str, costs: list[tuple[str, Cost]], unit: str) -> None:
+    total: dict[str, float] = {}
+    for stage, cost in costs:
+        total[stage] = total.get(stage, 0) + cost.seconds()
+    at_limits = sum(total.values())
+    at_half = sum(cost.seconds(0.5) for _, cost in costs)
+    moved = sum(cost.bytes for _, cost in costs) / rows
+    worked = sum(cost.operations for _, cost in costs) / rows
+    print(
+        f"{what}: {1e6 * at_limits:7.0f} us at the limits, "
+        f"{rows / at_limits / 1e6:6.2f} M{unit}/s; {1e6 * at_half:7.0f} us at half of them, "
+        f"{rows / at_half / 1e6:6.2f} M{unit}/s; {len(costs)} kernels; "
+        f"{moved / 1e3:.0f} KB and {worked / 1e6:.1f} M operations each"
+    )
+    largest = sorted(total.items(), key=lambda item: -item[1])[:6]
+    print("        ", ", ".join(f"{stage} {1e6 * s:.0f}" for stage, s in largest))
 
 
 # --- measurements ---
+
+
+def run_block(block, inputs) -> None:
+    block.launch(inputs, None)
+    block.wait()
 
 
 class Bench:
@@ -162,9 +146,10 @@ class Bench:
         from conftest import commit
 
         self.args, self.torch = args, torch
-        self.device = torch.device("cpu" if args.interpret else "cuda")
+        self.on_cpu = args.device == "cpu"  # tiny sizes, in Triton's interpreter
+        self.device = torch.device(args.device)
         self.end = time.monotonic() + args.minutes * 60
-        where = "interpreter" if args.interpret else torch.cuda.get_device_name()
+        where = "interpreter" if self.on_cpu else torch.cuda.get_device_name()
         self.provenance = {
             "device": f"{where}, {os.cpu_count()} cores, torch {torch.__version__}",
             "commit": commit(),
@@ -187,28 +172,39 @@ class Bench:
         self.add(what="stopped", note=f"--minutes {self.args.minutes} are over")
         return False
 
-    def seconds(self, work: Callable[[], object]) -> float:
-        """Of one call, the median of some rounds, after a round of warming up."""
-        cuda = self.torch.cuda
-        rounds, calls = (1, 1) if self.args.interpret else (7, 20)
-        found = []
-        for _ in range(rounds + (0 if self.args.interpret else 1)):
-            if self.args.interpret:
-                start = time.perf_counter()
-                work()
-                found.append(time.perf_counter() - start)
-                continue
-            begin, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
-            begin.record()
+    def seconds(self, work: Callable[[], object], calls: int = 20) -> float:
+        """Of one call, the median of some rounds, after a round of warming up.  On a GPU the calls
+        of a round are one graph: to launch a kernel from Python takes longer than most of them."""
+        if self.on_cpu:
+            start = time.perf_counter()
+            work()
+            return time.perf_counter() - start
+        from lmzip.cuda_graph import CudaGraph
+
+        def repeated() -> None:
             for _ in range(calls):
                 work()
-            end.record()
+
+        graph = CudaGraph(self.device, repeated)
+        found = []
+        for _ in range(8):
+            begin, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
+            with graph.on_stream():
+                begin.record()
+                graph.replay()
+                end.record()
             end.synchronize()
             found.append(begin.elapsed_time(end) / 1000 / calls)
-        return sorted(found[-rounds:])[rounds // 2]
+        return sorted(found[1:])[3]
+
+    def numbers(self, end: int, *shape: int):
+        """Below `end`, uint32."""
+        import numpy as np
+
+        return np.random.default_rng(1).integers(0, end, shape).astype(np.uint32)
 
     def limits(self) -> None:
-        if self.args.interpret:
+        if self.on_cpu:
             return
         torch = self.torch
         self.bandwidth = self.copy_bandwidth(1 << 32)
@@ -236,7 +232,7 @@ class Bench:
         from lmzip.model_file import load
         from random_model import random_model, small_architecture
 
-        if self.args.interpret:
+        if self.on_cpu:
             yield "small", random_model(small_architecture(), 1)
             return
         info = models.default()
@@ -259,7 +255,7 @@ class Bench:
         from lmzip.triton_engine import TritonEngine, TritonLanes
 
         engine = TritonEngine(model, self.device)
-        shapes = [(2, 1), (2, 4)] if self.args.interpret else [(n, 1) for n in LANES] + [(256, 64)]
+        shapes = [(2, 1), (2, 4)] if self.on_cpu else [(n, 1) for n in LANES] + [(256, 64)]
         for lanes, count in shapes:
             if not self.in_time():
                 return
@@ -270,7 +266,8 @@ class Bench:
             for stage, call in self.stage_calls(engine, b).items():
                 self.stage(name, lanes, count, stage, self.seconds(call), costs[stage])
             block = TritonLanes(engine, lanes, count, DISTANCES)
-            seconds = self.wall(block, b.inputs.cpu().numpy())
+            inputs = b.inputs.cpu().numpy()
+            seconds = self.wall(lambda block=block, inputs=inputs: run_block(block, inputs))
             self.add(
                 what="stage", model=name, lanes=lanes, count=count, stage="whole block",
                 us=f"{1e6 * seconds:.1f}", mb_s=f"{lanes * count / seconds / 1e6:.3f}",
@@ -304,17 +301,19 @@ class Bench:
         self.add(
             what="stage", model=model, lanes=lanes, count=count, stage=stage,
             us=f"{1e6 * seconds:.1f}", bytes=int(cost.bytes), operations=int(cost.operations),
-            of_bandwidth=f"{cost.bytes / seconds / self.bandwidth:.3f}",
-            of_int8=f"{cost.operations / seconds / self.int8:.3f}",
+            of_bandwidth=self.share(cost.bytes / seconds, self.bandwidth),
+            of_int8=self.share(cost.operations / seconds, self.int8),
         )  # fmt: skip
 
-    def wall(self, block, inputs) -> float:
-        """Seconds from a launch to its result, the median."""
+    def share(self, reached: float, limit: float) -> str:
+        return "" if self.on_cpu else f"{reached / limit:.3f}"
+
+    def wall(self, work: Callable[[], object]) -> float:
+        """Seconds of a call, the median."""
         found = []
-        for _ in range(1 if self.args.interpret else 20):
+        for _ in range(1 if self.on_cpu else 20):
             start = time.perf_counter()
-            block.launch(inputs, None)
-            block.wait()
+            work()
             found.append(time.perf_counter() - start)
         return sorted(found)[len(found) // 2]
 
@@ -335,7 +334,7 @@ class Bench:
                 share = codec.ThreadShare(cores)
                 request = codec.CodecRequest(method, bits, 0, info, self.device.type, share)
                 ours, native = TorchCodec(request), NativeCodec(request)
-                size = 300 if self.args.interpret else self.args.frame_size // (16 if large else 1)
+                size = 300 if self.on_cpu else self.args.frame_size // (16 if large else 1)
                 raws = [self.sample(i * size, size) for i in range(frames)]
                 with ThreadPoolExecutor(frames) as pool:
 
@@ -363,7 +362,7 @@ class Bench:
                     )  # fmt: skip
 
     def frame_shapes(self) -> list[tuple[int, int]]:
-        if self.args.interpret:
+        if self.on_cpu:
             return [(3, 2)]
         return [(16, 64), (64, 64), (256, 64)]
 
@@ -375,14 +374,20 @@ class Bench:
         return text[begin : begin + size]
 
     def run(self) -> None:
-        import tempfile
-
-        from lmzip.model_file import serialize
-
         path = self.args.text or ROOT / "tests" / "data" / "alice29.txt"
         raw = path.read_bytes()
         self.text = lzma.decompress(raw) if path.suffix == ".xz" else raw
         self.limits()
+        if self.args.only != "tokens":
+            self.run_bytes()
+        if self.args.only != "bytes":
+            gpu_tokens.run(self)
+
+    def run_bytes(self) -> None:
+        import tempfile
+
+        from lmzip.model_file import serialize
+
         with tempfile.TemporaryDirectory() as folder:
             for name, model in self.models():
                 if not self.in_time():
@@ -409,7 +414,9 @@ def main() -> None:
     parser.add_argument(
         "--estimate", action="store_true", help="print the estimate, measure nothing"
     )
-    parser.add_argument("--interpret", action="store_true", help="a tiny run without a GPU")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a tiny run")
+    parser.add_argument("--only", choices=("bytes", "tokens"), help="of the kinds of models")
+    parser.add_argument("--model", type=Path, help="a pretrained model's file, beside random ones")
     parser.add_argument("--results", type=Path)
     parser.add_argument("--text", type=Path, help="a large text, raw or .xz")
     parser.add_argument("--frame-size", type=int, default=1 << 20)
@@ -419,11 +426,11 @@ def main() -> None:
     if args.build:
         build()
     if args.estimate:
-        estimate((1024, 2048, 4096, 8192, 16384))
+        estimate((1024, 2048, 4096, 8192, 16384), (64, 256, 1024, 4096))
         return
     if args.results is None:
         parser.error("--results is needed, or --estimate")
-    if args.interpret:
+    if args.device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
     Bench(args).run()
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from conftest import commit, device
 from lmzip import models
-from lmzip.codec import CodecRequest, ThreadShare
+from lmzip.codec import TOKEN_PROFILE, CodecRequest, ThreadShare
 from lmzip.container import METHOD_TOKENS
 from lmzip.import_model import read_checkpoint
 from lmzip.token_codec import TokenCodec
@@ -47,7 +47,9 @@ def read(data: Path, name: str) -> bytes:
 
 
 def measure(model: models.ModelInfo, raw: bytes, lanes: int, threads: int) -> dict[str, object]:
-    codec = TokenCodec(CodecRequest(METHOD_TOKENS, 0, 0, model, "cpu", ThreadShare(threads)))
+    codec = TokenCodec(
+        CodecRequest(METHOD_TOKENS, 0, TOKEN_PROFILE, model, "cpu", ThreadShare(threads))
+    )
     codec.encode_frame(b"warm", 1)
     cpu, wall = [time.process_time()], [time.monotonic()]
 

@@ -78,6 +78,25 @@ class Distribution {
   // All n + 1 values C_i.
   void cumulative(uint32_t* out) const;
 
+  // W, the sum of all weights; and the greatest logit, which weighs 2^30.
+  uint64_t sum() const { return prefix_[(n_ + kBlock - 1) / kBlock]; }
+  int32_t top_logit() const { return static_cast<int32_t>(top_); }
+
+  // Calls f, in order, with each symbol whose weight is W / 2^shift or more; shift <= 12.
+  template <typename F>
+  void for_likely(int shift, F&& f) const {
+    const uint64_t total = sum();
+    for (size_t block = 0; block * kBlock < n_; ++block) {
+      if ((prefix_[block + 1] - prefix_[block]) << shift < total) continue;
+      uint32_t weights[kBlock];
+      weigh_block(block, weights);
+      const size_t begin = block * kBlock, size = n_ - begin < kBlock ? n_ - begin : kBlock;
+      for (size_t i = 0; i < size; ++i) {
+        if (uint64_t{weights[i]} << shift >= total) f(begin + i);
+      }
+    }
+  }
+
  private:
   RowStatus assign_float(const float* row, size_t n);
   RowStatus assign_logits(const int32_t* row, size_t n);

@@ -73,7 +73,8 @@ struct LlamaWorkspace::Sizes {
 
   size_t memory() const {
     const size_t row = d_model * 4 + 4 + inputs * 6 + outputs * 4;
-    return rows * row + head_dim * 12 + qkv * 4 + scores * 4 + scratch_bytes(rows, inputs);
+    return rows * row + head_dim * 12 + std::max(qkv, d_model) * 4 + scores * 4 +
+           scratch_bytes(rows, inputs);
   }
 };
 
@@ -84,7 +85,7 @@ LlamaWorkspace::LlamaWorkspace(const Sizes& s)
       q(s.rows * s.inputs),
       acc(s.rows * s.outputs),
       rotation(2 * s.head_dim),
-      u(s.qkv),
+      u(std::max(s.qkv, s.d_model)),
       t(s.head_dim),
       queries(2 * s.head_dim),
       scores(s.scores),
@@ -99,6 +100,8 @@ size_t LlamaWorkspace::memory(const LlamaModel& model, size_t rows) {
 
 // One call of llama_forward().
 class LlamaForward {
+  static constexpr float kPostLimit = 0x1p22f;
+
  public:
   LlamaForward(const LlamaModel& model, std::span<const LlamaRow> rows, LlamaCache& cache,
                LlamaWorkspace& workspace)
@@ -107,6 +110,7 @@ class LlamaForward {
         stages_(model.stages()),
         d_(model.arch().d_model),
         heads_(model.arch().n_heads * model.arch().head_dim),
+        residual_(std::ldexp(1.0f, model.arch().residual_bits)),
         rows_(rows),
         cache_(cache),
         w_(workspace) {}
@@ -149,7 +153,7 @@ class LlamaForward {
     for (size_t i = 0; i < rows_.size(); ++i) {
       const uint32_t token = rows_[i].token;
       assert(token < arch_.vocabulary);
-      stages_.embed(model_.embedding(token), model_.embedding_scale(token) * 0x1p14f, d_, x(i));
+      stages_.embed(model_.embedding(token), model_.embedding_scale(token) * residual_, d_, x(i));
     }
   }
 
@@ -177,9 +181,9 @@ class LlamaForward {
                   layer.qkv_bias.data(), layer.qkv.weight.outputs, w_.u.data());
     const size_t half = arch_.head_dim / 2;
     int32_t* rotation = w_.rotation.data();
-    model_.rotation(t, rotation, rotation + half);
+    model_.rotation(layer.local, t, rotation, rotation + half);
     const auto end = static_cast<uint32_t>(layer.window + layer.sinks - 1);
-    if (t > end) model_.rotation(end, rotation + 2 * half, rotation + 3 * half);
+    if (t > end) model_.rotation(layer.local, end, rotation + 2 * half, rotation + 3 * half);
     remember(i, layer, row);
     float* p = w_.y.data() + row * heads_;
     for (size_t h = 0; h < arch_.n_heads; ++h)
@@ -259,11 +263,29 @@ class LlamaForward {
       w_.r[row] = quantize(p, stages_.largest(p, heads_), layer.out, row);
     }
     multiply(layer.out);
-    for (size_t row = 0; row < rows_.size(); ++row) add(layer.out, row, w_.r[row] * 0x1p14f);
+    for (size_t row = 0; row < rows_.size(); ++row)
+      add(layer.out, layer.attention_post_norm, row, w_.r[row] * residual_);
   }
 
-  void add(const Product& product, size_t row, float r) {
-    stages_.add(acc(product, row), r, product.scale.data(), d_, x(row));
+  // The product's row, r of it in residual units, onto x; normalized where there are gains for it.
+  void add(const Product& product, const AlignedArray<float>& gain, size_t row, float r) {
+    const int32_t* sums = acc(product, row);
+    if (gain.size() == 0) {
+      stages_.add(sums, r, product.scale.data(), d_, x(row));
+      return;
+    }
+    const float m = stages_.scale(sums, product.scale.data(), d_, w_.y.data());
+    if (m == 0.0f) return;
+    int32_t* u = w_.u.data();
+    std::fill_n(u, d_, 0);
+    stages_.add(sums, kPostLimit / m, product.scale.data(), d_, u);
+    const float unit = std::clamp(m * (1.0f / kPostLimit) * r, 0x1p-40f, 0x1p60f);
+    const float epsilon = static_cast<float>(arch_.epsilon) / (unit * unit);
+    auto total = static_cast<int64_t>(std::rint(std::min(epsilon, 0x1p60f)));
+    for (size_t i = 0; i < d_; ++i) total += int64_t{u[i]} * u[i];
+    const float c =
+        std::sqrt(static_cast<float>(d_) / static_cast<float>(std::max<int64_t>(total, 1)));
+    stages_.add(u, c * residual_, gain.data(), d_, x(row));
   }
 
   void feed_forward(const LlamaLayer& layer) {
@@ -275,10 +297,11 @@ class LlamaForward {
       const int32_t* sums = acc(layer.gate_up, row);
       const float m = stages_.gate(sums, sums + d_ff, w_.r[row], scale, scale + d_ff,
                                    model_.sigmoid(), d_ff, w_.y.data());
-      w_.r[row] = quantize(w_.y.data(), m, layer.down, row) * w_.r[row] * 0.25f;
+      w_.r[row] = quantize(w_.y.data(), m, layer.down, row) * w_.r[row] * (residual_ * 0x1p-16f);
     }
     multiply(layer.down);
-    for (size_t row = 0; row < rows_.size(); ++row) add(layer.down, row, w_.r[row]);
+    for (size_t row = 0; row < rows_.size(); ++row)
+      add(layer.down, layer.mlp_post_norm, row, w_.r[row]);
   }
 
   void make_logits(int32_t* logits) {
@@ -289,10 +312,12 @@ class LlamaForward {
       const size_t begin = block * kHeadBlock, size = std::min(kHeadBlock, vocabulary - begin);
       multiply(head);
       for (size_t row = 0; row < rows_.size(); ++row) {
-        // A padded block would write past the row: through the sums it can be done in place.
+        // A padded block would write past the row: it is done in place, and copied.
         int32_t* sums = acc(head, row);
-        stages_.logits(sums, w_.r[row], head.scale.data(), head.weight.outputs, sums);
-        std::copy_n(sums, size, logits + row * vocabulary + begin);
+        int32_t* to = logits + row * vocabulary + begin;
+        const bool whole = size == head.weight.outputs;
+        stages_.logits(sums, w_.r[row], head.scale.data(), head.weight.outputs, whole ? to : sums);
+        if (!whole) std::copy_n(sums, size, to);
       }
     }
     for (size_t row = 0; row < rows_.size(); ++row) {
@@ -305,6 +330,7 @@ class LlamaForward {
   const LlamaArchitecture& arch_;
   const LlamaStages& stages_;
   const size_t d_, heads_;
+  const float residual_;  // units of the residual stream in 1
   const std::span<const LlamaRow> rows_;
   LlamaCache& cache_;
   LlamaWorkspace& w_;

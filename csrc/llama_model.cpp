@@ -9,7 +9,8 @@
 namespace lmzip {
 namespace {
 
-constexpr float kMinScale = 0x1p-40f, kMaxScale = 0x1p10f, kMaxGain = 0x1p10f;
+constexpr float kMinScale = 0x1p-40f, kMaxScale = 0x1p10f, kMaxGain = 0x1p10f,
+                kMaxPostGain = 0x1p16f;
 constexpr int32_t kMaxBias = 1 << 24;
 constexpr size_t kMaxTokenSize = 1024;
 
@@ -23,15 +24,17 @@ void check(const LlamaArchitecture& a) {
   require(a.n_layers >= 1 && a.n_layers <= 256, "n_layers must be 1 to 256");
   require(a.n_heads >= 1 && a.n_heads <= 128 && a.n_kv_heads >= 1 && a.n_heads % a.n_kv_heads == 0,
           "n_heads must be 1 to 128 and a multiple of n_kv_heads");
-  require(a.head_dim >= 32 && a.head_dim <= 128 && a.head_dim % 32 == 0,
-          "head_dim must be 32, 64, 96 or 128");
+  require(a.head_dim >= 32 && a.head_dim <= kMaxHeadDim && a.head_dim % 32 == 0,
+          "head_dim must be a multiple of 32, at most 256");
   require(a.d_ff >= 32 && a.d_ff <= 65536 && a.d_ff % 32 == 0,
           "d_ff must be a multiple of 32, at most 65536");
-  require(a.windows.size() == a.n_layers && a.sinks.size() == a.n_layers,
-          "each layer needs a window and a number of sinks");
+  require(a.windows.size() == a.n_layers && a.sinks.size() == a.n_layers &&
+              a.local.size() == a.n_layers,
+          "each layer needs a window, a number of sinks and a rotation");
   for (const size_t w : a.windows) require(w >= 1 && w <= 4096, "windows must be 1 to 4096");
   for (const size_t s : a.sinks) require(s <= 16, "sinks must be at most 16");
   require(a.start < a.vocabulary && a.escape < a.vocabulary, "start and escape must be tokens");
+  require(a.residual_bits >= 0 && a.residual_bits <= 14, "residual_bits must be 0 to 14");
   require(a.epsilon >= 0 && a.epsilon <= int64_t{1} << 42 && a.head_epsilon >= 0 &&
               a.head_epsilon <= int64_t{1} << 42,
           "epsilon must be 0 to 1");
@@ -127,6 +130,7 @@ void LlamaModel::read_layer(const Reader& read, size_t i) {
   const size_t heads = a.n_heads * a.head_dim, rows = heads + 2 * a.n_kv_heads * a.head_dim;
   LlamaLayer layer{a.windows[i],
                    a.sinks[i],
+                   a.local[i],
                    product(read, name + "qkv", rows, a.d_model, a.wide_qkv),
                    product(read, name + "out", a.d_model, heads, a.wide_out),
                    product(read, name + "gate_up", 2 * a.d_ff, a.d_model, a.wide_gate_up),
@@ -135,10 +139,19 @@ void LlamaModel::read_layer(const Reader& read, size_t i) {
                    read.copy<float>(name + "attention.norm", a.d_model, -kMaxGain, kMaxGain),
                    read.copy<float>(name + "mlp.norm", a.d_model, -kMaxGain, kMaxGain),
                    {},
+                   {},
+                   {},
                    {}};
   if (a.qk_norm) {
     layer.q_norm = read.copy<float>(name + "q.norm", a.head_dim, -kMaxGain, kMaxGain);
     layer.k_norm = read.copy<float>(name + "k.norm", a.head_dim, -kMaxGain, kMaxGain);
+  }
+  if (a.post_norms) {
+    const auto gains = [&](const char* part) {
+      return read.copy<float>(name + part + ".post_norm", a.d_model, -kMaxPostGain, kMaxPostGain);
+    };
+    layer.attention_post_norm = gains("attention");
+    layer.mlp_post_norm = gains("mlp");
   }
   layers_.push_back(std::move(layer));
 }
@@ -184,17 +197,23 @@ LlamaModel::LlamaModel(LlamaArchitecture architecture, const Tensors& tensors)
   softmax_ = *read.get<float>("softmax", {1}, kMinScale, kMaxScale);
   sigmoid_ = AlignedArray<uint16_t>(kSigmoidSize + 1);
   std::copy_n(read.get<uint16_t>("sigmoid", {kSigmoidSize}), kSigmoidSize, sigmoid_.data());
-  const auto* frequency = read.get<uint32_t>("rotary.frequency", {arch_.head_dim / 2});
-  frequency_.assign(frequency, frequency + arch_.head_dim / 2);
+  const size_t half = arch_.head_dim / 2;
+  const auto* frequency = read.get<uint32_t>("rotary.frequency", {half});
+  frequency_.assign(frequency, frequency + half);
+  if (std::find(arch_.local.begin(), arch_.local.end(), true) != arch_.local.end()) {
+    frequency = read.get<uint32_t>("rotary.local_frequency", {half});
+    local_frequency_.assign(frequency, frequency + half);
+  }
   const auto* cosine =
       read.get<int16_t>("rotary.cosine", {4096}, -(int16_t{1} << 14), int16_t{1} << 14);
   cosine_.assign(cosine, cosine + 4096);
   read_tokens(read);
 }
 
-void LlamaModel::rotation(uint32_t position, int32_t* cosine, int32_t* sine) const {
-  for (size_t j = 0; j < frequency_.size(); ++j) {
-    const uint32_t i = (position * frequency_[j] + (uint32_t{1} << 19)) >> 20;
+void LlamaModel::rotation(bool local, uint32_t position, int32_t* cosine, int32_t* sine) const {
+  const std::vector<uint32_t>& frequency = local ? local_frequency_ : frequency_;
+  for (size_t j = 0; j < frequency.size(); ++j) {
+    const uint32_t i = (position * frequency[j] + (uint32_t{1} << 19)) >> 20;
     cosine[j] = cosine_[i];
     sine[j] = cosine_[(i + 3072) % 4096];
   }

@@ -19,18 +19,22 @@ namespace lmzip {
 struct LlamaArchitecture {
   size_t vocabulary, d_model, n_layers, n_heads, n_kv_heads, head_dim, d_ff;
   std::vector<size_t> windows, sinks;  // (n_layers)
+  int residual_bits;                   // the residual stream counts in units of 2^-residual_bits
   int64_t epsilon, head_epsilon;       // in squared units of the residual stream; of a head
-  bool qk_norm, tied;
+  bool qk_norm, tied, post_norms;
+  std::vector<bool> local;  // (n_layers): which of the two rotations
   bool wide_qkv, wide_out, wide_gate_up, wide_down, wide_head;
   uint32_t start, escape;
 };
 
 struct LlamaLayer {
   size_t window, sinks;
+  bool local;
   Product qkv, out, gate_up, down;
   AlignedArray<int32_t> qkv_bias;
   AlignedArray<float> attention_norm, mlp_norm;
-  AlignedArray<float> q_norm, k_norm;  // empty without qk_norm
+  AlignedArray<float> q_norm, k_norm;                      // empty without qk_norm
+  AlignedArray<float> attention_post_norm, mlp_post_norm;  // empty without post_norms
 };
 
 // Logits are made in blocks of so many symbols, whose sums stay in the cache.
@@ -58,8 +62,8 @@ class LlamaModel {
   float softmax() const { return softmax_; }
   const uint16_t* sigmoid() const { return sigmoid_.data(); }
 
-  // The row's rotation at a position: cosine and sine, (head_dim / 2) each.
-  void rotation(uint32_t position, int32_t* cosine, int32_t* sine) const;
+  // A layer's rotation at a position: cosine and sine, (head_dim / 2) each.
+  void rotation(bool local, uint32_t position, int32_t* cosine, int32_t* sine) const;
 
   // The bytes of a token; none for one that is never coded.
   std::span<const uint8_t> token(uint32_t id) const {
@@ -87,9 +91,9 @@ class LlamaModel {
   std::vector<Product> head_;
   std::vector<uint32_t> unused_;
   float softmax_;
-  AlignedArray<uint16_t> sigmoid_;   // (8192 + 1): kernels read in pairs
-  std::vector<uint32_t> frequency_;  // (head_dim / 2)
-  std::vector<int16_t> cosine_;      // (4096)
+  AlignedArray<uint16_t> sigmoid_;                     // (8192 + 1): kernels read in pairs
+  std::vector<uint32_t> frequency_, local_frequency_;  // (head_dim / 2)
+  std::vector<int16_t> cosine_;                        // (4096)
   std::vector<uint8_t> token_bytes_;
   std::vector<size_t> token_begin_;  // (vocabulary + 1)
   size_t memory_ = 0;

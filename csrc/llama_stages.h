@@ -14,6 +14,7 @@ inline constexpr size_t kLlamaSlotStep = 16;
 inline constexpr int32_t kLlamaResidualMax = (1 << 30) - 64;
 inline constexpr int32_t kLlamaLogitMax = 1 << 20;
 inline constexpr size_t kSigmoidSize = 8192;
+inline constexpr size_t kMaxHeadDim = 256;
 inline constexpr float kTiny = 0x1p-100f;
 
 // Section 2: the greatest input for which a product of so many inputs cannot overflow.

@@ -78,7 +78,7 @@ struct LlamaStagesOf {
 
   static int32_t rotate(const int16_t* t, const int32_t* cosine, const int32_t* sine, size_t half,
                         int8_t* out) {
-    alignas(64) int32_t v[128];
+    alignas(64) int32_t v[kMaxHeadDim];
     Int m = S::splat(0);
     for (size_t j = 0; j < half; j += kLanes) {
       const Int a = S::load_int16(t + j), b = S::load_int16(t + half + j);

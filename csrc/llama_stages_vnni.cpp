@@ -75,7 +75,7 @@ struct Avx512 {
   static void scores(const int8_t* keys, const int8_t* query, size_t slots, size_t d,
                      int32_t* out) {
     const __m512i flip = _mm512_set1_epi8(-128);
-    __m512i queries[32];
+    __m512i queries[kMaxHeadDim / 4];
     __m512i shift = _mm512_setzero_si512();  // 128 times the sum of the query
     for (size_t c = 0; c < d; c += 4) {
       queries[c / 4] = broadcast(query + c);

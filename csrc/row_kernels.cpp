@@ -84,11 +84,8 @@ void float_weights(const float* row, size_t n, uint32_t top, uint32_t* weights) 
 int32_t logit_top(const int32_t* row, size_t n) { return *std::max_element(row, row + n); }
 
 void logit_weights(const int32_t* row, size_t n, int32_t top, uint32_t* weights) {
-  for (size_t i = 0; i < n; ++i) {
-    const uint32_t d =
-        static_cast<uint32_t>(top) - static_cast<uint32_t>(row[i]);  // never overflows
-    weights[i] = d >> 10 > 31 ? 0 : kExp2Table[d & 1023] >> (d >> 10);
-  }
+  for (size_t i = 0; i < n; ++i)  // never overflows
+    weights[i] = logit_weight(static_cast<uint32_t>(top) - static_cast<uint32_t>(row[i]));
 }
 
 // Sums block after block, given the weights of one block at a time.

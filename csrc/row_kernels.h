@@ -19,6 +19,11 @@ inline constexpr uint32_t kFloatMax = 0x7F7FFFFF;
 // 2^(156 - exponent) is a normal float: the float kernels rely on both.
 inline constexpr uint32_t kMinFastExponent = 32;
 
+// Of a logit that lies d below the greatest.
+inline uint32_t logit_weight(uint32_t d) {
+  return d >> 10 > 31 ? 0 : kExp2Table[d & 1023] >> (d >> 10);
+}
+
 struct RowKernels {
   void (*widen_float16)(const uint16_t* row, size_t n, float* out);   // exact
   void (*widen_bfloat16)(const uint16_t* row, size_t n, float* out);  // exact

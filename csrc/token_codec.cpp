@@ -181,10 +181,12 @@ void decode_tokens(const LlamaModel& model, std::span<const std::span<const uint
 }
 
 size_t token_memory(const LlamaModel& model, size_t raw_size, size_t lanes) {
+  constexpr size_t kLaneState = 1 << 15;  // its candidates: 532 at most
   // Threads round up the rows that are worked on, to twice as many as lanes at most.
   const size_t row = LlamaWorkspace::memory(model, 1) + model.arch().vocabulary * sizeof(int32_t);
   return LlamaCache::memory(model, lanes, (raw_size + lanes - 1) / lanes) + 2 * lanes * row +
-         lanes * 256 + raw_size + Recall::memory();
+         lanes * kLaneState + raw_size + Recall::memory() +
+         TokenChoice::memory(model.arch().vocabulary);
 }
 
 }  // namespace lmzip

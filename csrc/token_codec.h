@@ -3,7 +3,8 @@
 // A frame of n bytes and L lanes is cut into pieces of ceil(n / L) bytes, the last ones shorter or
 // empty; each has its own range coder and payload.  A lane is a row of symbols, each a token or a
 // raw byte behind an escape, that spell the lane's bytes; it ends when they are complete.  The
-// network sees the lanes apart; guesses (recall.h) come from what all of them have said before.
+// network sees the lanes apart; what all of them have said before is learned from (recall.h,
+// token_choice.h).
 // Specified in docs/format.md, method 5.  Payloads do not depend on the number of threads.
 #pragma once
 #include <cstddef>

@@ -9,20 +9,29 @@
 namespace lmzip {
 namespace {
 
-constexpr int kByteBits = 8;    // a raw byte: one of 256, all alike
-constexpr int kGuessBits = 16;  // whether a guess is right
-constexpr uint32_t kGuessTotal = 1 << kGuessBits;
+constexpr int kByteBits = 8;  // a raw byte: one of 256, all alike
 
-// The model's probability of a guess, in 1..65535 of 2^16.
-uint32_t probability(const Distribution& distribution, const Recall::Guess& guess) {
-  return std::clamp<uint32_t>(distribution.interval(guess.token).freq >> (kFreqBits - kGuessBits),
-                              1, kGuessTotal - 1);
+// The row's distribution without the candidates.
+void exclude(const Choice& choice, int32_t* row, size_t size, Distribution& distribution) {
+  for (const Candidate& candidate : choice.candidates) row[candidate.token] = -kLlamaLogitMax;
+  distribution.assign(RowKind::kLogits, row, size);
 }
 
-// The row's distribution without a guess that was wrong.
-void exclude(Distribution& distribution, const Recall::Guess& guess, int32_t* row, size_t size) {
-  row[guess.token] = -kLlamaLogitMax;
-  distribution.assign(RowKind::kLogits, row, size);
+void pack_all(const std::vector<Candidate>& candidates, std::vector<uint32_t>& out) {
+  out.resize(candidates.size());
+  out.shrink_to_fit();  // there is one for each token of the frame
+  std::transform(candidates.begin(), candidates.end(), out.begin(), pack);
+}
+
+// What complete_choice() has made of the candidates that have been looked up again.
+void unpack(const std::vector<uint32_t>& packed, int32_t log_p_rest, Choice& choice) {
+  choice.recalled = !choice.candidates.empty();
+  choice.log_p_rest = log_p_rest;
+  choice.candidates.resize(packed.size());
+  for (size_t i = 0; i < packed.size(); ++i) {
+    choice.candidates[i].token = packed_token(packed[i]);
+    choice.candidates[i].log_p = packed_log_p(packed[i]);
+  }
 }
 
 CorruptError corrupt(size_t lane, const char* what) {
@@ -36,13 +45,13 @@ CorruptError corrupt(size_t lane, const char* what) {
 
 TokenFrameEncoder::TokenFrameEncoder(const LlamaModel& model,
                                      std::span<const std::vector<uint32_t>> lanes)
-    : model_(model), lanes_(lanes), recall_(lanes.size()), records_(lanes.size()) {
+    : model_(model), lanes_(lanes), chooser_(model.arch().vocabulary), records_(lanes.size()) {
   check_symbols();
   for (size_t lane = 0; lane < lanes.size(); ++lane) {
     longest_ = std::max(longest_, lanes[lane].size());
     records_[lane].resize(lanes[lane].size());
   }
-  make_guesses();
+  look_up();
 }
 
 void TokenFrameEncoder::check_symbols() const {
@@ -55,13 +64,17 @@ void TokenFrameEncoder::check_symbols() const {
   }
 }
 
-void TokenFrameEncoder::make_guesses() {
+void TokenFrameEncoder::look_up() {
+  Recall recall(lanes_.size());
+  std::vector<Candidate> found;
   for (size_t t = 0; t < longest_; ++t) {
     for (size_t lane = 0; lane < lanes_.size(); ++lane) {
-      if (t < lanes_[lane].size()) records_[lane][t].guess = recall_.guess(lane);
+      if (t >= lanes_[lane].size()) continue;
+      recall.look_up(lane, found);
+      pack_all(found, records_[lane][t].packed);
     }
     for (size_t lane = 0; lane < lanes_.size(); ++lane) {
-      if (t < lanes_[lane].size()) recall_.remember(lane, token_of(lanes_[lane][t]));
+      if (t < lanes_[lane].size()) recall.remember(lane, token_of(lanes_[lane][t]));
     }
   }
 }
@@ -72,26 +85,34 @@ void TokenFrameEncoder::predict(size_t lane, size_t t, int32_t* logits,
   Record& record = records_[lane][t];
   const uint32_t token = token_of(lanes_[lane][t]);
   distribution.assign(RowKind::kLogits, logits, vocabulary);
-  if (record.guess.context != 0) {
-    record.p16 = probability(distribution, record.guess);
-    if (record.guess.token == token) return;
-    exclude(distribution, record.guess, logits, vocabulary);
-  }
+  Choice choice;
+  for (const uint32_t packed : record.packed) choice.candidates.push_back({packed_token(packed)});
+  complete_choice(logits, distribution, choice);
+  pack_all(choice.candidates, record.packed);
+  record.log_p_rest = choice.log_p_rest;
+  if (choice.find(token) < choice.candidates.size()) return;
+  exclude(choice, logits, vocabulary, distribution);
   record.interval = distribution.interval(token);
 }
 
 Payloads TokenFrameEncoder::finish() {
   std::vector<RangeEncoder> coders(lanes_.size());
+  std::vector<Choice> choices(lanes_.size());
+  std::vector<ScoredChoice> scored(lanes_.size());
+  Recall recall(lanes_.size());  // once more: what was looked up takes more room than time
   for (size_t t = 0; t < longest_; ++t) {
-    for (size_t lane = 0; lane < lanes_.size(); ++lane) {
-      if (t < lanes_[lane].size()) code_symbol(records_[lane][t], lanes_[lane][t], coders[lane]);
-    }
     for (size_t lane = 0; lane < lanes_.size(); ++lane) {
       if (t >= lanes_[lane].size()) continue;
       const Record& record = records_[lane][t];
-      if (record.guess.context != 0) {
-        recall_.adapt(record.guess, record.p16, record.guess.token == token_of(lanes_[lane][t]));
-      }
+      recall.look_up(lane, choices[lane].candidates);
+      unpack(record.packed, record.log_p_rest, choices[lane]);
+      code_symbol(choices[lane], record.interval, lanes_[lane][t], scored[lane], coders[lane]);
+    }
+    for (size_t lane = 0; lane < lanes_.size(); ++lane) {
+      if (t >= lanes_[lane].size()) continue;
+      const uint32_t token = token_of(lanes_[lane][t]);
+      chooser_.learn(choices[lane], scored[lane], token);
+      recall.remember(lane, token);
     }
   }
   Payloads payloads;
@@ -99,15 +120,14 @@ Payloads TokenFrameEncoder::finish() {
   return payloads;
 }
 
-void TokenFrameEncoder::code_symbol(const Record& record, uint32_t symbol,
+void TokenFrameEncoder::code_symbol(const Choice& choice, const Interval& among_rest,
+                                    uint32_t symbol, ScoredChoice& scored,
                                     RangeEncoder& coder) const {
-  bool known = false;
-  if (record.guess.context != 0) {
-    const uint32_t p = recall_.refine(record.guess, record.p16);
-    known = record.guess.token == token_of(symbol);
-    coder.encode(known ? 0 : p, known ? p : kGuessTotal - p, kGuessBits);
-  }
-  if (!known) coder.encode(record.interval.lo, record.interval.freq, kFreqBits);
+  chooser_.score(choice, scored);
+  const size_t chosen = choice.find(token_of(symbol));
+  const Interval interval = scored.interval(chosen);
+  coder.encode(interval.lo, interval.freq, kFreqBits);
+  if (chosen == choice.candidates.size()) coder.encode(among_rest.lo, among_rest.freq, kFreqBits);
   const size_t vocabulary = model_.arch().vocabulary;
   if (symbol >= vocabulary) coder.encode(static_cast<uint32_t>(symbol - vocabulary), 1, kByteBits);
 }
@@ -120,6 +140,7 @@ TokenFrameDecoder::TokenFrameDecoder(const LlamaModel& model,
     : model_(model),
       coders_(payloads.begin(), payloads.end()),
       recall_(payloads.size()),
+      chooser_(model.arch().vocabulary),
       steps_(payloads.size()) {
   for (size_t lane = 0; lane < payloads.size(); ++lane)
     rest_.push_back(lane_piece(raw, lane, payloads.size()));
@@ -132,18 +153,19 @@ bool TokenFrameDecoder::finished() const {
 uint32_t TokenFrameDecoder::decode(size_t lane, int32_t* logits, Distribution& distribution) {
   const size_t vocabulary = model_.arch().vocabulary;
   RangeDecoder& coder = coders_[lane];
-  Step& step = steps_[lane] = {true, recall_.guess(lane), 0, 0};
+  Step& step = steps_[lane];
+  step.active = true;
+  recall_.look_up(lane, step.choice.candidates);
   distribution.assign(RowKind::kLogits, logits, vocabulary);
-  bool known = false;
-  if (step.guess.context != 0) {
-    step.p16 = probability(distribution, step.guess);
-    const uint32_t p = recall_.refine(step.guess, step.p16);
-    known = coder.peek(kGuessBits) < p;
-    coder.consume(known ? 0 : p, known ? p : kGuessTotal - p, kGuessBits);
-    if (!known) exclude(distribution, step.guess, logits, vocabulary);
-  }
-  step.token = step.guess.token;
-  if (!known) {
+  complete_choice(logits, distribution, step.choice);
+  chooser_.score(step.choice, step.scored);
+  const size_t chosen = step.scored.find(coder.peek(kFreqBits));
+  const Interval interval = step.scored.interval(chosen);
+  coder.consume(interval.lo, interval.freq, kFreqBits);
+  if (chosen < step.choice.candidates.size()) {
+    step.token = step.choice.candidates[chosen].token;
+  } else {
+    exclude(step.choice, logits, vocabulary, distribution);
     const FoundSymbol found = distribution.find(coder.peek(kFreqBits));
     coder.consume(found.interval.lo, found.interval.freq, kFreqBits);
     step.token = static_cast<uint32_t>(found.symbol);
@@ -170,8 +192,7 @@ void TokenFrameDecoder::end_step() {
   for (size_t lane = 0; lane < steps_.size(); ++lane) {
     Step& step = steps_[lane];
     if (!step.active) continue;
-    if (step.guess.context != 0)
-      recall_.adapt(step.guess, step.p16, step.guess.token == step.token);
+    chooser_.learn(step.choice, step.scored, step.token);
     recall_.remember(lane, step.token);
     step.active = false;
   }

@@ -1,6 +1,6 @@
 // token_frame.h: the symbols of one frame <-> payloads, given what a network says of each.
 //
-// What docs/format.md, method 5, lays down beside the network: guesses, exclusion, escapes, coders.
+// What docs/format.md, method 5, lays down beside the network: candidates, escapes, coders.
 // Whoever runs the network (token_codec.cpp, token_lockstep.cpp) hands in rows of logits, of
 // `vocabulary` numbers; they are changed.
 #pragma once
@@ -15,13 +15,15 @@
 #include "llama_model.h"
 #include "range_coder.h"
 #include "recall.h"
+#include "token_choice.h"
 
 namespace lmzip {
 
 class TokenFrameEncoder {
  public:
-  // One row of symbols for each lane; outlives the encoder.  Makes all guesses: they depend on
-  // tokens alone.  Throws std::invalid_argument for a symbol that stands for no bytes.
+  // One row of symbols for each lane; outlives the encoder.  Looks up all that is remembered:
+  // it depends on tokens alone.  Throws std::invalid_argument for a symbol that stands for no
+  // bytes.
   TokenFrameEncoder(const LlamaModel& model, std::span<const std::vector<uint32_t>> lanes);
 
   size_t lanes() const { return lanes_.size(); }
@@ -42,9 +44,9 @@ class TokenFrameEncoder {
 
  private:
   struct Record {
-    Recall::Guess guess;
-    uint32_t p16;       // of the guess
-    Interval interval;  // of the token, the guess excluded if it was wrong
+    std::vector<uint32_t> packed;  // candidates; before predict() those that are remembered
+    int32_t log_p_rest = 0;
+    Interval interval{};  // of a token that is no candidate, among those that are none
   };
 
   // What stands before a symbol's successor: its token, or the escape.
@@ -52,12 +54,13 @@ class TokenFrameEncoder {
     return symbol < model_.arch().vocabulary ? symbol : model_.arch().escape;
   }
   void check_symbols() const;
-  void make_guesses();
-  void code_symbol(const Record& record, uint32_t symbol, RangeEncoder& coder) const;
+  void look_up();
+  void code_symbol(const Choice& choice, const Interval& among_rest, uint32_t symbol,
+                   ScoredChoice& scored, RangeEncoder& coder) const;
 
   const LlamaModel& model_;
   const std::span<const std::vector<uint32_t>> lanes_;
-  Recall recall_;
+  TokenChoice chooser_;
   std::vector<std::vector<Record>> records_;  // (lanes, positions)
   size_t longest_ = 0;
 };
@@ -85,10 +88,10 @@ class TokenFrameDecoder {
  private:
   // What a lane has decoded in the current step.
   struct Step {
-    bool active;
-    Recall::Guess guess;
-    uint32_t p16;
-    uint32_t token;
+    bool active = false;
+    Choice choice;
+    ScoredChoice scored;
+    uint32_t token = 0;
   };
 
   void put(size_t lane, std::span<const uint8_t> bytes);
@@ -97,6 +100,7 @@ class TokenFrameDecoder {
   std::vector<RangeDecoder> coders_;      // (lanes)
   std::vector<std::span<uint8_t>> rest_;  // (lanes): bytes that are still to be decoded
   Recall recall_;
+  TokenChoice chooser_;
   std::vector<Step> steps_;  // (lanes)
 };
 

@@ -21,7 +21,7 @@ TokenLockstepEncoder::TokenLockstepEncoder(const LlamaModel& model, std::vector<
       crew_(checked_threads(threads)),
       frames_(symbols_.size()) {
   for (const Frame& frame : symbols_) check_lanes(frame.size());
-  crew_.run(symbols_.size(), [&](size_t f) {  // all guesses are made here
+  crew_.run(symbols_.size(), [&](size_t f) {  // all that is remembered is looked up here
     frames_[f] = std::make_unique<TokenFrameEncoder>(model_, symbols_[f]);
   });
   for (const auto& frame : frames_) {

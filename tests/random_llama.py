@@ -61,8 +61,9 @@ def _tensor(
         return np.float32([32 * math.log2(math.e) / math.sqrt(a.head_dim)])
     if name == "sigmoid":
         return sigmoid_table()
-    if name == "rotary.frequency":
-        turns = 10000.0 ** (-np.arange(shape[0]) / shape[0]) / (2 * math.pi)
+    if name in ("rotary.frequency", "rotary.local_frequency"):
+        base = 100.0 if "local" in name else 10000.0
+        turns = base ** (-np.arange(shape[0]) / shape[0]) / (2 * math.pi)
         return np.rint(turns * 2.0**32).astype(np.uint32)
     if name == "rotary.cosine":
         return rotary_cosine()
@@ -97,4 +98,54 @@ def tokenizer(tokens: list[bytes]) -> dict[str, object]:
         "post_processor": None,
         "decoder": None,
         "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+    }
+
+
+def gemma_pieces() -> list[tuple[str, int, float]]:
+    """A small vocabulary like Gemma's: text, kind and score as GGUF has them.  Kinds: 1 normal,
+    3 control, 4 defined by the user, 6 byte."""
+    control = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<unused0>", "<start_of_turn>"]
+    user = ["[multimodal]", "\n", "\n\n", "  ", "   ", "<b>", "<start_of_image>"]
+    normal = ["th", "an", "the", "\u2581the", "\u2581th", "\u2581", *"thean<b>/"]
+    normal = list(dict.fromkeys(normal))
+    return [
+        *((text, 3, -1000.0) for text in control),
+        *((text, 4, -1000.0) for text in user),
+        *((f"<0x{b:02X}>", 6, -1000.0) for b in range(256)),
+        *((text, 1, -float(i)) for i, text in enumerate(normal)),
+    ]
+
+
+def gemma_tokenizer() -> dict[str, object]:
+    """The tokenizer.json of gemma_pieces(), as Hugging Face's: only a few markers are special, and
+    spaces are written as U+2581 everywhere."""
+    pieces = gemma_pieces()
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    names = [text.replace(" ", "\u2581") if kind == 4 else text for text, kind, _ in pieces]
+    added = [i for i, (_, kind, _) in enumerate(pieces) if kind in (3, 4) and i != 5]
+    merges = ["\u2581 \u2581", "\u2581\u2581 \u2581", "\u2581 \u2581\u2581", "\n \n"]
+    merges += ["t h", "a n", "th e", "\u2581 the", "\u2581th e", "\u2581 th"]
+    return {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": i, "content": names[i], "special": i < 5, **flags}
+            for i in added  # the unused one is in the vocabulary alone
+        ],
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"String": " "},
+            "behavior": "MergedWithPrevious",
+            "invert": False,
+        },
+        "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": {
+            "type": "BPE",
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": {name: i for i, name in enumerate(names)},
+            "merges": merges,
+        },
     }

@@ -190,7 +190,7 @@ def test_a_model_of_tokens_draws_those_that_have_bytes(tokens_path):
 
 
 def test_chunks_of_a_model_of_tokens_know_nothing_of_each_other(tokens_path):
-    """The lanes of one frame would: its guesses are shared (docs/format.md, method 5)."""
+    """The lanes of one frame would: what they remember is shared (docs/format.md, method 5)."""
     compressor = baselines.named(tokens_path)
     first = b"the tea at ten, then the neat tan ant ate at a tee " * 4
     second = b"0123456789" * 2 + first[:-20]  # finds in the first what it says later

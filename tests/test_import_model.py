@@ -6,6 +6,7 @@ int8 form.
 
 import hashlib
 import json
+import math
 import os
 import sys
 import warnings
@@ -20,7 +21,14 @@ from lmzip import _core, cli, import_model, llama_model, models
 from lmzip.errors import LmzipError, UnsupportedError
 from lmzip.import_model import Checkpoint, import_checkpoint, quantize, read_checkpoint
 from lmzip.llama_model import LlamaModel
-from random_llama import VOCABULARY, small_llama, token_table, tokenizer
+from random_llama import (
+    VOCABULARY,
+    gemma_pieces,
+    gemma_tokenizer,
+    small_llama,
+    token_table,
+    tokenizer,
+)
 
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -41,6 +49,17 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+GEMMA = {
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "sliding_window": 8,
+    "query_pre_attn_scalar": 20,
+    "rms_norm_eps": 0.05,  # large enough to count behind attention
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e3, "factor": 2.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e2},
+    },
+}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"rms_norm_eps": 1e-5}),
     "llama, tied": ("Llama", {"tie_word_embeddings": True}),
@@ -56,6 +75,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     ),
     "qwen3, norms of queries and keys": ("Qwen3", {}),
+    "gemma3": ("Gemma3", GEMMA),
+    "gemma3, the defaults": ("Gemma3", {"num_hidden_layers": 7, "sliding_window": 4}),
 }
 POSITIONS = 40
 
@@ -74,17 +95,19 @@ def folder_of(tmp_path: Path, family: str, changes: dict[str, Any]) -> tuple[Pat
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         transformers = pytest.importorskip("transformers", reason="transformers is missing")
-        config = getattr(transformers, f"{family}Config")(**SHAPE | changes)
+        name = "Gemma3TextConfig" if family == "Gemma3" else f"{family}Config"
+        config = getattr(transformers, name)(**SHAPE | changes)
         torch.manual_seed(5)
         model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
         with torch.no_grad():
             for name, p in model.named_parameters():  # random everywhere, norms and biases too
                 if name.endswith("norm.weight"):
-                    p.uniform_(0.5, 1.5)
+                    p.uniform_(0.5, 1.5).sub_(1 if family == "Gemma3" else 0)
                 if name.endswith(".bias"):
                     p.normal_(0, 0.5)
         model.save_pretrained(tmp_path)
-    (tmp_path / "tokenizer.json").write_text(json.dumps(documents()))
+    document = gemma_tokenizer() if family == "Gemma3" else documents()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
     return tmp_path, model
 
 
@@ -105,7 +128,7 @@ def test_exact_model_says_what_transformers_says(
 
     ours = import_checkpoint(folder)
     tokens = np.random.default_rng(1).integers(1, VOCABULARY, POSITIONS)
-    usable = np.array([bool(t) or i == 0 for i, t in enumerate(ours.tokens)])
+    usable = np.array([bool(t) or i == ours.architecture.escape for i, t in enumerate(ours.tokens)])
     with torch.inference_mode():
         logits = theirs(input_ids=torch.from_numpy(tokens)[None]).logits[0].double().numpy()
     expected = logits[:, usable]
@@ -126,9 +149,18 @@ def test_windows_of_older_configs() -> None:
     assert windows({"model_type": "mistral", "sliding_window": None}, 2) == [None, None]
 
 
-def test_gguf_and_folder_are_one_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("Llama", {"tie_word_embeddings": True}),
+        ("Gemma3", GEMMA | {"layer_types": None, "query_pre_attn_scalar": 32}),
+    ],
+)
+def test_gguf_and_folder_are_one_model(
+    family: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
     gguf = pytest.importorskip("gguf", reason="the gguf library is missing")
-    folder, _ = folder_of(tmp_path, "Llama", {"tie_word_embeddings": True})
+    folder, _ = folder_of(tmp_path, family, changes)
     path = tmp_path / "model.gguf"
     _write_gguf(gguf, path, read_checkpoint(folder))
     a, b = import_checkpoint(folder), import_checkpoint(path)
@@ -140,9 +172,11 @@ def test_gguf_and_folder_are_one_model(tmp_path: Path) -> None:
 
 
 def _write_gguf(gguf: Any, path: Path, checkpoint: Checkpoint) -> None:
-    """As llama.cpp's converter: rotary pairs of q and k side by side."""
+    """As llama.cpp's converter: Llama's rotary pairs of q and k side by side; Gemma's norms as
+    what is multiplied with."""
     c = checkpoint.config
-    writer = gguf.GGUFWriter(path, "llama")
+    gemma = c["model_type"] == "gemma3_text"
+    writer = gguf.GGUFWriter(path, "gemma3" if gemma else "llama")
     writer.add_embedding_length(c["hidden_size"])
     writer.add_block_count(c["num_hidden_layers"])
     writer.add_head_count(c["num_attention_heads"])
@@ -150,20 +184,42 @@ def _write_gguf(gguf: Any, path: Path, checkpoint: Checkpoint) -> None:
     writer.add_key_length(c["head_dim"])
     writer.add_feed_forward_length(c["intermediate_size"])
     writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
-    writer.add_rope_freq_base(c["rope_parameters"]["rope_theta"])
-    vocab = checkpoint.tokenizer["model"]["vocab"]
-    names = {i: text for text, i in vocab.items()}
     size = c["vocab_size"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([names.get(i, f"[unused{i}]") for i in range(size)])
-    writer.add_token_types([1 if 0 < i in names else 3 for i in range(size)])
-    writer.add_token_merges(checkpoint.tokenizer["model"]["merges"])
+    if gemma:
+        rope = c["rope_parameters"]
+        writer.add_rope_freq_base(rope["full_attention"]["rope_theta"])
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["full_attention"]["factor"])
+        writer.add_float32("gemma3.rope.freq_base_swa", rope["sliding_attention"]["rope_theta"])
+        writer.add_sliding_window(c["sliding_window"])
+        texts, kinds, scores = zip(*gemma_pieces(), strict=True)
+        pad = size - len(texts)
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list([*texts, *(f"<unused{i}>" for i in range(1, pad + 1))])
+        writer.add_token_types([*kinds, *[3] * pad])
+        writer.add_token_scores([*scores, *[-1000.0] * pad])
+        writer.add_bos_token_id(2)
+        writer.add_unk_token_id(3)
+    else:
+        writer.add_rope_freq_base(c["rope_parameters"]["rope_theta"])
+        names = {i: text for text, i in checkpoint.tokenizer["model"]["vocab"].items()}
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list([names.get(i, f"[unused{i}]") for i in range(size)])
+        writer.add_token_types([1 if 0 < i in names else 3 for i in range(size)])
+        writer.add_token_merges(checkpoint.tokenizer["model"]["merges"])
     theirs = {ours: name for name, ours in import_model._GGUF_NAMES.items()}
+    if gemma:
+        theirs |= {
+            "pre_feedforward_layernorm": "ffn_norm",
+            "post_attention_layernorm": "post_attention_norm",
+        }
+    else:
+        theirs["post_attention_layernorm"] = "ffn_norm"
     for name, tensor in checkpoint.tensors.items():
         t = tensor
         for kind, heads in (("q_proj", 4), ("k_proj", 2)):
-            if kind in name:
+            if kind in name and not gemma:
                 t = t.reshape(heads, 2, len(t) // heads // 2, -1).swapaxes(1, 2).reshape(t.shape)
         if name.startswith("layers."):
             _, i, middle = name.split(".", 2)
@@ -184,10 +240,13 @@ def _write_gguf(gguf: Any, path: Path, checkpoint: Checkpoint) -> None:
 # ---- what cannot be imported --------------------------------------------------------------------
 
 
-def plain_checkpoint() -> Checkpoint:
+def plain_checkpoint(family: str = "llama") -> Checkpoint:
     """A float checkpoint without transformers."""
     rng = np.random.default_rng(3)
-    config = {**SHAPE, "model_type": "llama", "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+    gemma = family == "gemma3_text"
+    config = {**SHAPE, "model_type": family, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+    if gemma:
+        config |= {"sliding_window": 8, "query_pre_attn_scalar": 32}
     shapes = {"embed_tokens": (VOCABULARY, 64), "norm": (64,)}
     for i in range(2):
         layer = f"layers.{i}."
@@ -202,11 +261,16 @@ def plain_checkpoint() -> Checkpoint:
             f"{layer}mlp.up_proj": (96, 64),
             f"{layer}mlp.down_proj": (64, 96),
         }
+        if gemma:
+            names = ("pre_feedforward", "post_feedforward")
+            shapes |= {f"{layer}{name}_layernorm": (64,) for name in names}
+            shapes |= {f"{layer}self_attn.{name}_norm": (32,) for name in "qk"}
     tensors = {
         f"{name}.weight": rng.normal(0, 0.1, shape).astype(np.float32)
         for name, shape in shapes.items()
     }
-    return Checkpoint(config, import_model._frequencies(config), tensors, documents(), "plain")
+    document = gemma_tokenizer() if gemma else documents()
+    return Checkpoint(config, import_model._frequencies(config), tensors, document, "plain")
 
 
 def test_tensor_that_does_not_belong_is_named() -> None:
@@ -224,15 +288,58 @@ def test_tensor_that_does_not_belong_is_named() -> None:
         ({"hidden_act": "gelu"}, "activation 'gelu'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rotary scaling 'yarn'"),
         ({"hidden_size": None}, "not a checkpoint that can be read"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers is 1000000000000; expected 1 to 256"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"rope_theta": -1.0}, r"rope_theta is -1\.0"),
     ],
 )
 def test_unsupported_folder_is_refused_by_name(
     change: dict[str, Any], match: str, tmp_path: Path
 ) -> None:
-    checkpoint = write_folder(tmp_path)
+    assert_refused(change, match, tmp_path, "llama")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"model_type": "gemma3"}, "family 'gemma3' are not supported.*gemma3_text"),
+        ({"model_type": "gemma2"}, "family 'gemma2'"),
+        ({"hidden_activation": "gelu"}, "activation 'gelu'; only 'gelu_pytorch_tanh'"),
+        ({"final_logit_softcapping": 30.0}, r"final_logit_softcapping = 30\.0"),
+        ({"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping = 50\.0"),
+        ({"use_bidirectional_attention": True}, "only causal attention"),
+        ({"query_pre_attn_scalar": 0}, r"query_pre_attn_scalar is 0\.0"),
+        ({"query_pre_attn_scalar": -2}, r"query_pre_attn_scalar is -2\.0"),
+        ({"query_pre_attn_scalar": math.nan}, "query_pre_attn_scalar is nan"),
+        ({"query_pre_attn_scalar": 1e-300}, "query_pre_attn_scalar is 1e-300"),
+        ({"sliding_window": 0}, "sliding_window is 0"),
+        ({"sliding_window": "all"}, "sliding_window is 'all'"),
+        ({"sliding_window": None}, "sliding_window is None"),
+        ({"sliding_window_pattern": 0}, "sliding_window_pattern is 0"),
+        ({"layer_types": ["full_attention"]}, "layer_types must be 2 of"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "layer_types must be 2 of"),
+        ({"layer_types": [["x"], 3]}, "layer_types must be 2 of"),
+        ({"rope_local_base_freq": 0.5}, r"rope_theta is 0\.5"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rotary scaling 'yarn'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, r"factor is 0\.0"),
+        ({"rope_parameters": {"full_attention": {}}}, "'sliding_attention' is missing"),
+        ({"hidden_size": "x"}, "not a checkpoint that can be read"),
+        ({"head_dim": 512}, "head_dim"),
+        ({"num_attention_heads": 0}, "n_heads"),
+        ({"rms_norm_eps": math.nan}, "epsilon"),
+    ],
+)
+def test_unsupported_gemma_is_refused_by_name(
+    change: dict[str, Any], match: str, tmp_path: Path
+) -> None:
+    assert_refused(change, match, tmp_path, "gemma3_text")
+
+
+def assert_refused(change: dict[str, Any], match: str, tmp_path: Path, family: str) -> None:
+    checkpoint = write_folder(tmp_path, family=family)
     import_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(checkpoint.config | change))
-    with pytest.raises(UnsupportedError, match=match):
+    with pytest.raises(LmzipError, match=match):
         import_checkpoint(tmp_path)
 
 
@@ -248,9 +355,9 @@ def test_missing_tensor_is_named(tmp_path: Path) -> None:
         import_checkpoint(tmp_path)
 
 
-def write_folder(folder: Path, card: str = "") -> Checkpoint:
+def write_folder(folder: Path, card: str = "", family: str = "llama") -> Checkpoint:
     """A plain checkpoint in the form of Hugging Face."""
-    checkpoint = plain_checkpoint()
+    checkpoint = plain_checkpoint(family)
     import safetensors.numpy
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -345,6 +452,42 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         import_checkpoint(path)
     with pytest.raises(UnsupportedError, match=r"nor a name on the .*\(it does not exist\)"):
         import_checkpoint(str(tmp_path / "none.gguf"))
+
+
+def test_factor_of_embeddings_has_their_type(tmp_path: Path) -> None:
+    """sqrt(64) has it anyway; sqrt(640) does not."""
+    factor = import_model._embedding_factor
+    halves, floats = np.float32([0.5, -1.25]), np.float32([0.1])
+    for size, rounded in ((64, 8.0), (640, 25.25), (2560, 50.5)):
+        assert factor({"hidden_size": size}, halves) == rounded
+        exact = float(np.sqrt(np.float32(size)))
+        assert factor({"hidden_size": size}, floats) == exact
+        assert factor({"hidden_size": size, "embedding_quantized": True}, floats) == rounded
+    write_folder(tmp_path, family="gemma3_text")
+    checkpoint = read_checkpoint(tmp_path)
+    scale = import_model.quantize_rows(checkpoint.tensors["embed_tokens.weight"])[1]
+    tensors = quantize(checkpoint).tensors
+    np.testing.assert_array_equal(tensors["embedding.scale"], scale * 8)
+    np.testing.assert_allclose(tensors["head.scale"], scale * 1024 / math.log(2), rtol=1e-6)
+
+
+def test_gains_of_queries_and_keys_are_balanced() -> None:
+    rng = np.random.default_rng(1)
+    q, k = (np.float32(np.exp(rng.normal(0, 2, 64))) for _ in range(2))
+    q[[3, 35]], k[5] = 0, -k[5]
+    a, b = import_model.balance(q, k)
+    np.testing.assert_array_equal(a * b, q * k)  # exact: what attention says does not change
+    factor = k / b
+    np.testing.assert_array_equal(factor[:32], factor[32:])  # of a rotary pair
+    assert np.abs(b).max() < np.abs(k).max()
+
+
+def test_gelu_is_a_table() -> None:
+    table = import_model.gelu_table()
+    for x in (-15.0, -3.5, -1.0, 0.0, 0.25, 2.0, 15.0):
+        gelu = x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        found = x * int(table[round(256 * x) + 4096]) / 65536
+        assert abs(found - gelu) <= abs(x) * 2.0**-16
 
 
 def test_half_floats_are_read(tmp_path: Path) -> None:

@@ -26,6 +26,15 @@ ARCHITECTURES = {
     "all wide": small_llama(wide=("qkv", "out", "gate_up", "down", "head")),
     "none wide": small_llama(wide=()),
     "head of 128": small_llama(head_dim=128, n_heads=2, n_kv_heads=1),
+    "norms after each part, two rotations": small_llama(
+        post_norms=True,
+        local=(True, False, True),
+        qk_norm=True,
+        n_layers=3,
+        windows=(5, 24, 8),
+        sinks=(0, 4, 2),
+    ),
+    "head of 256": small_llama(head_dim=256, n_heads=2, n_kv_heads=1, post_norms=True),
     "many inputs": small_llama(d_model=96, d_ff=2112, n_layers=1, windows=(8,), sinks=(4,)),
 }
 

@@ -21,16 +21,19 @@ from lmzip.container import (
     StreamHeader,
 )
 from lmzip.native import PROFILES, _open_model
+from random_llama import random_llama, small_llama, token_table
 
-DECODE = """
+STATUS = """
 import json, pathlib, sys
 from lmzip import _core, models
-from lmzip.container import METHOD_MIXER, METHOD_NETWORK
-from lmzip.native import PROFILES, _open_model
 
 def status(key):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
+"""
+DECODE = """
+from lmzip.container import METHOD_MIXER, METHOD_NETWORK
+from lmzip.native import PROFILES, _open_model
 
 folder, lanes, raw_size, method, table_bits, profile = json.loads(sys.argv[1])
 info = models.default()
@@ -75,7 +78,10 @@ def test_peak_memory_is_within_the_bound(
         (tmp_path / str(lane)).write_bytes(payload)
     arguments = json.dumps([str(tmp_path), lanes, raw_size, method, table_bits, profile])
     child = subprocess.run(
-        [sys.executable, "-c", DECODE, arguments], capture_output=True, text=True, check=True
+        [sys.executable, "-c", STATUS + DECODE, arguments],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     peak = int(child.stdout)
     sizes = raw_size + sum(map(len, payloads))
@@ -94,3 +100,39 @@ def test_tables_beyond_the_limit_are_refused_before_the_payload_is_there() -> No
             lmzip.decompress(head, memory_limit=limit)
         with pytest.raises(lmzip.TruncatedError):
             lmzip.decompress(head, memory_limit=limit + 1)
+
+
+DECODE_TOKENS = """
+sys.path.insert(0, sys.argv[1])
+from test_memory import large_vocabulary
+
+model = large_vocabulary()
+payloads = [bytes.fromhex(text) for text in json.loads(sys.argv[2])]
+pathlib.Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+_core.decode_tokens(model, payloads, RAW_SIZE, 2)
+print(status("VmHWM") - before)
+"""
+
+
+def large_vocabulary() -> _core.LlamaModel:
+    """As many tokens as Gemma 3 has: a row of logits is 1 MiB."""
+    shape = small_llama(vocabulary=1 << 18, d_model=32, head_dim=256, post_norms=True)
+    model = random_llama(shape, 1)
+    return _core.LlamaModel(model.tensors, shape.to_native())
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
+@pytest.mark.parametrize("lanes", [1, 9, 40])
+def test_rows_of_large_vocabularies_are_counted(lanes: int) -> None:
+    model = large_vocabulary()
+    raw = b"ab" * lanes
+    tokens = token_table(small_llama())
+    rows = [[tokens.index(b"a"), tokens.index(b"b")]] * lanes
+    payloads = [p.hex() for p in _core.encode_tokens(model, rows, 2)]
+    code = (STATUS + DECODE_TOKENS).replace("RAW_SIZE", str(len(raw)))
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), json.dumps(payloads)]
+    child = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    bound = _core.token_memory(model, len(raw), lanes)
+    peak = int(child.stdout)
+    assert bound / 4 < peak <= bound

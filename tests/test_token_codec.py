@@ -3,7 +3,9 @@ hostile payloads and model files."""
 
 import contextlib
 import importlib.util
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lmzip
-import reference_recall
+import reference_tokens
 from lmzip import _core, cli, codec, llama_model, models
-from lmzip.container import METHOD_TOKENS
+from lmzip.container import METHOD_TOKENS, FrameHeader, read_varint
 from lmzip.errors import CorruptError, LimitError, LmzipError, ModelMismatchError, UnsupportedError
 from lmzip.llama_model import LlamaModel
 from random_llama import random_llama, small_llama
@@ -51,7 +53,7 @@ def model_path(tmp_path: Path) -> Path:
 @pytest.fixture
 def only_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model would lose every comparison with the mixer."""
-    monkeypatch.setattr(codec, "TOKEN_CODINGS", ((METHOD_TOKENS, 0),))
+    monkeypatch.setattr(codec, "TOKEN_CODINGS", codec.TOKEN_CODINGS[:1])
 
 
 def some_symbols(size: int, seed: int) -> list[int]:
@@ -72,27 +74,43 @@ def raw_of(symbols: list[int]) -> bytes:
 
 
 def test_payloads_are_those_of_the_reference() -> None:
-    """docs/format.md method 5, step by step: reference network, guesses, coder."""
+    """docs/format.md method 5, step by step: reference network, candidates, coder."""
     phrase = some_symbols(9, 1)  # which recurs, in other lanes too, and sometimes goes on otherwise
     other = phrase[:7] + some_symbols(3, 4) + 4 * phrase
     lanes = [some_symbols(5, 2) + 3 * phrase, other, [], phrase]
-    expected = reference_recall.encode(MODEL, lanes)
+    expected = reference_tokens.encode(MODEL, lanes)
     assert sum(map(len, expected)) < sum(len(raw_of(lane)) for lane in lanes)
     for threads in (1, 3):
         assert _core.encode_tokens(NATIVE, lanes, threads) == expected
 
 
-def test_payloads_are_those_of_the_reference_where_guesses_often_fail() -> None:
+def test_payloads_are_those_of_the_reference_where_anything_may_follow() -> None:
     """Two tokens and a byte in any order: every count grows, is halved, is taken over."""
     few = [*some_symbols(2, 8), MODEL.architecture.vocabulary + 4]
     rng = np.random.default_rng(9)
     lanes = [[few[i] for i in rng.choice(3, size, p=[0.75, 0.2, 0.05])] for size in (150, 120, 1)]
-    expected = reference_recall.encode(MODEL, lanes)
+    expected = reference_tokens.encode(MODEL, lanes)
     assert _core.encode_tokens(NATIVE, lanes, 2) == expected
     raw = b"".join(raw_of(lane) for lane in (lanes[0], lanes[0]))
     twice = _core.encode_tokens(NATIVE, [lanes[0]] * 2, 1)
     assert _core.decode_tokens(NATIVE, twice, len(raw), 2) == raw
     assert _core.encode_tokens(NATIVE, lanes[:1], 1) != expected[:1]  # lanes learn from each other
+
+
+def test_candidates_coded_as_none_decode() -> None:
+    """Which no encoder does; the decoder learns what came true."""
+    lane = 3 * some_symbols(9, 1)
+    raw, payloads = raw_of(lane), reference_tokens.encode(MODEL, [lane], detour=True)
+    assert len(payloads[0]) > 2 * len(_core.encode_tokens(NATIVE, [lane], 1)[0])
+    assert _core.decode_tokens(NATIVE, payloads, len(raw), 2) == raw
+
+
+def test_weights_start_as_the_document_lists_them() -> None:
+    text = (Path(__file__).parent.parent / "csrc" / "choice_start.h").read_text()
+    rows = re.findall(r"^    ([-\d, ]+),$", text, re.MULTILINE)
+    listed = [int(number) for row in rows for number in row.split(", ")]
+    assert len(listed) == 103 * 3 + 32
+    assert listed == reference_tokens.listed_start()
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -212,7 +230,7 @@ from lmzip.codec import CodecRequest, ThreadShare
 from lmzip.errors import LmzipError
 from lmzip.token_codec import TokenCodec
 info = models.read(Path({str(model_path)!r}))
-codec = TokenCodec(CodecRequest(5, 0, 0, info, "cpu", ThreadShare(1)))
+codec = TokenCodec(CodecRequest(5, 0, 1, info, "cpu", ThreadShare(1)))
 assert codec.decode_frame([Path({str(tmp_path / "payload")!r}).read_bytes()], 6) == b"tetete"
 try:
     codec.encode_frame(b"tetete", 1)
@@ -288,9 +306,37 @@ def test_model_of_another_kind_is_refused(model_path: Path) -> None:
         codec._FACTORIES[1](request)
     bundled = models.default()
     assert bundled is not None
-    request = codec.CodecRequest(METHOD_TOKENS, 0, 0, bundled, "cpu", codec.ThreadShare(1))
+    request = codec.CodecRequest(METHOD_TOKENS, 0, 1, bundled, "cpu", codec.ThreadShare(1))
     with pytest.raises(UnsupportedError, match="lmzip-exact-1"):
         codec._FACTORIES[METHOD_TOKENS](request)
+
+
+@needs_tokenizers
+@pytest.mark.usefixtures("only_tokens")
+@pytest.mark.parametrize(
+    ("mixer", "error", "reason"),
+    [
+        (0 << 5, UnsupportedError, "profile 0, which only development versions"),
+        (2 << 5, UnsupportedError, "profile 2; this lmzip knows 1: update"),
+        (1 << 5 | 16, CorruptError, "mixer byte 0x30"),
+    ],
+)
+def test_frames_of_other_profiles_are_refused_by_name(
+    model_path: Path, mixer: int, error: type[LmzipError], reason: str
+) -> None:
+    packed = lmzip.compress(TEXT, model=model_path)
+    info = lmzip.inspect(packed)
+    assert [(f.method, f.profile, f.table_bits) for f in info.frames] == [("tokens", 1, 0)]
+    begin = info.frames[0].offset
+    size, at = read_varint(packed, begin + 1)
+    old = FrameHeader.unpack(packed[begin : at + size + 4])
+    new = replace(old, profile=mixer >> 5, table_bits=mixer & 31).pack()
+    assert len(new) == old.head_size
+    changed = packed[:begin] + new + packed[begin + len(new) :]
+    with pytest.raises(error, match=reason):
+        lmzip.decompress(changed, model=model_path)
+    if error is UnsupportedError:  # it can be listed
+        assert lmzip.inspect(changed).frames[0].profile == mixer >> 5
 
 
 @needs_tokenizers

@@ -8,9 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmzip import import_model
 from lmzip.errors import UnsupportedError
 from lmzip.tokenization import Tokenizer, byte_symbols, plain_document, spell, token_bytes
-from random_llama import random_llama, small_llama, token_table, tokenizer
+from random_llama import (
+    gemma_pieces,
+    gemma_tokenizer,
+    random_llama,
+    small_llama,
+    token_table,
+    tokenizer,
+)
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tokenizers") is None, reason="the tokenizers library is missing"
@@ -96,6 +104,74 @@ def test_sentencepiece_pieces_are_bytes() -> None:
         "added_tokens": [{"id": 0, "content": "<unk>", "special": True}],
     }
     assert token_bytes(document, 6) == [b"", b"\n", b" the", b"\xc3\xa9", b"", b""]
+
+
+GEMMA_TEXTS = [
+    "the than  the\n\n\nthe   the    an",
+    "<bos>a<eos><unk>[multimodal]<start_of_image><unused0><start_of_turn><b>the</b>",
+    "<0x41>\u2581the \u2581\u2581 th\u00e9 \u4e2d\n <0x",
+    " ",
+    "",
+]
+MARKERS = {"<bos>", "<mask>", "[multimodal]", "<start_of_image>", "<unused0>", "<start_of_turn>"}
+
+
+def gemma_library(document: dict[str, Any]) -> tuple[Tokenizer, list[bytes]]:
+    tokens = token_bytes(document, len(gemma_pieces()))
+    return Tokenizer(tokens, json.dumps(plain_document(document))), tokens
+
+
+def gemma_documents() -> list[dict[str, Any]]:
+    """From a folder and from a GGUF file."""
+    texts, kinds, scores = (list(column) for column in zip(*gemma_pieces(), strict=True))
+    fields = {"tokens": texts, "token_type": kinds, "scores": scores, "unknown_token_id": 3}
+    fields = {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
+    read = (gemma_tokenizer(), import_model._sentencepiece_tokenizer(fields))
+    return [import_model._without_markers(document) for document in read]
+
+
+@pytest.mark.parametrize("text", GEMMA_TEXTS)
+def test_markers_of_gemma_are_plain_text(text: str) -> None:
+    for document in gemma_documents():
+        plain, tokens = gemma_library(document)
+        symbols = plain.encode(text.encode())
+        assert spell(symbols, tokens) == text.encode()
+        assert max(symbols, default=0) < len(tokens)  # bytes are tokens: no escapes
+        texts = [gemma_pieces()[s][0] for s in symbols]
+        assert not MARKERS & set(texts)
+        assert "<b>" in texts or "<b>" not in text
+        assert all(not tokens[i] for i, (t, _, _) in enumerate(gemma_pieces()) if t in MARKERS)
+
+
+def test_odd_pieces_of_a_gguf_file_are_refused_by_name() -> None:
+    def refused(match: str, **changes: list[object]) -> None:
+        fields: dict[str, Any] = {"tokens": ["<unk>", "a"], "token_type": [3, 1], "scores": [0, 0]}
+        fields = {f"tokenizer.ggml.{k}": v for k, v in (fields | changes).items()}
+        with pytest.raises(UnsupportedError, match=match):
+            import_model._sentencepiece_tokenizer(fields | {"tokenizer.ggml.unknown_token_id": 0})
+
+    refused("differ in number", scores=[0])
+    refused("differ in number", token_type=[1, 1, 1])
+    refused("a token has 1048576 characters", tokens=["<unk>", "a" * (1 << 20)])
+
+
+@pytest.mark.parametrize("text", ["than the an\n\nthe", "   the  the", "the\n the"])
+def test_folder_and_gguf_of_gemma_cut_alike(text: str) -> None:
+    a, b = (gemma_library(document)[0].encode(text.encode()) for document in gemma_documents())
+    assert a == b
+    assert len(a) < len(text) / 2
+
+
+@given(st.one_of(st.binary(max_size=100), st.text(alphabet="the an\n<b>\u2581", max_size=60)))
+def test_any_bytes_come_back_from_gemma(data: bytes | str) -> None:
+    raw = data if isinstance(data, bytes) else data.encode()
+    for plain, tokens in GEMMA:
+        symbols = plain.encode(raw)
+        assert spell(symbols, tokens) == raw
+        assert max(symbols, default=0) < len(tokens)
+
+
+GEMMA = [gemma_library(document) for document in gemma_documents()]
 
 
 def test_other_kinds_are_refused_by_name() -> None:

@@ -2,13 +2,6 @@
 state.  Without a CUDA device the kernels run in Triton's interpreter; with one, on it.
 """
 
-import json
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -16,6 +9,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 tl = triton.language
 
+import ptx  # noqa: E402
 from lmzip import reference, reference_coder, triton_kernels  # noqa: E402
 from lmzip.lanes import DISTANCES, INTERVALS, LOGITS, SEARCH  # noqa: E402
 from lmzip.model_file import Architecture, NgramTable  # noqa: E402
@@ -325,46 +319,16 @@ def test_blocks_of_any_length_equal_the_reference_step_by_step(engines, rng, cou
             np.testing.assert_array_equal(mine, reference_cache)
 
 
-# Compiles what the engine launches for an H100 or H200, which needs no such device.
-COMPILE = """
-import json, sys
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+NAMES = ["embed", "split_heads", "attention", "quantize_average", "add_product", "activate", "head"]
+NAMES += ["advance"]
+COMPILE = f"""
+import ptx
 from lmzip import triton_engine, triton_kernels
 from lmzip.lanes import DISTANCES, INTERVALS, SEARCH
 from random_model import random_model
 from lmzip.model_file import Architecture, NgramTable
 
-POINTERS = {torch.int8: "*i8", torch.uint8: "*u8", torch.int16: "*i16", torch.int32: "*i32",
-            torch.int64: "*i64", torch.float32: "*fp32"}
-NAMES = ["embed", "split_heads", "attention", "quantize_average", "add_product", "activate", "head",
-         "advance"]
-launches = {}
-
-class Recorder:
-    def __init__(self, kernel):
-        self.kernel = kernel
-    def __getitem__(self, grid):
-        return self.launch
-    def launch(self, *args, num_warps=4, num_stages=3, enable_fp_fusion, **constants):
-        names = self.kernel.arg_names
-        signature, fixed = {}, dict(constants)
-        for name, value in zip(names, args):
-            if isinstance(value, torch.Tensor):
-                signature[name] = POINTERS[value.dtype]
-            elif value == 1:
-                fixed[name] = value
-            else:
-                signature[name] = "i32"
-        signature |= dict.fromkeys(fixed, "constexpr")
-        options = {"num_warps": num_warps, "num_stages": num_stages,
-                   "enable_fp_fusion": enable_fp_fusion}
-        key = self.kernel.__name__, str(signature), str(fixed)
-        launches[key] = self.kernel, signature, fixed, options
-
-for name in NAMES:
-    setattr(triton_kernels, name, Recorder(getattr(triton_kernels, name)))
+ptx.record(triton_kernels, {NAMES})
 tables = tuple(NgramTable(order, 6, 64 * (order % 2), 64) for order in (2, 3, 4))
 architecture = Architecture(256, 1, 4, 2, 32, 1024, (256,), tables)
 engine = triton_engine.TritonEngine(random_model(architecture, 1), "cpu")
@@ -372,43 +336,14 @@ for count, modes in ((1, (DISTANCES, SEARCH)), (16, (INTERVALS,))):
     buffers = engine.buffers(64, count)
     for mode in modes:
         engine.evaluate(buffers, mode)
-compiled = []
-for kernel, signature, fixed, options in launches.values():
-    places = {(kernel.arg_names.index(name),): value for name, value in fixed.items()}
-    source = ASTSource(kernel, {n: signature[n] for n in kernel.arg_names}, places)
-    binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    compiled.append([kernel.__name__, binary.asm["ptx"]])
-json.dump(compiled, sys.stdout)
+ptx.write_ptx()
 """
 
 
-@pytest.fixture(scope="module")
-def ptx(tmp_path_factory):
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env |= {
-        "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
-        "PYTHONPATH": str(Path(__file__).parent),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE], capture_output=True, text=True, env=env, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
-
-
-def test_compiled_kernels_round_every_float_operation_correctly(ptx):
-    """In the PTX for sm_90: no float sum, no fused multiply-add, nothing approximate."""
-    assert len({name for name, _ in ptx}) == 8
-    allowed = (
-        r"mul(\.rn)?\.f32|(div|sqrt)\.rn\.f32|cvt\.rn\.f32\.[su](16|32|64)"
-        r"|cvt\.rni(\.ftz)?\.s32\.f32|(min|max)\.f32|setp\.\w+\.f32|selp\.f32"
-    )
-    for name, text in ptx:
-        operations = set(
-            re.findall(r"^\s*(?:@\S+\s+)?([a-z][\w.:]*\bf(?:16|32|64)\b[\w.]*)", text, re.MULTILINE)
-        )
-        strange = {o for o in operations if not re.fullmatch(allowed, o)}
-        assert not strange, f"{name}: {strange}"
-    together = "".join(text for _, text in ptx)
+def test_compiled_kernels_round_every_float_operation_correctly(tmp_path):
+    kernels = ptx.compile_apart(COMPILE, tmp_path)
+    assert {name for name, _ in kernels} == set(NAMES)
+    ptx.check(kernels)
+    together = "".join(text for _, text in kernels)
     for used in ("div.rn.f32", "sqrt.rn.f32", "cvt.rni", ".s32.s8.s8"):
         assert used in together

@@ -23,6 +23,7 @@ from lmzip.container import (
     METHOD_STORED,
     METHOD_TOKENS,
     MODEL_METHODS,
+    PROFILE_METHODS,
     TABLE_METHODS,
     FrameHeader,
     PredictorRef,
@@ -50,7 +51,7 @@ class FrameCodec(Protocol):
     @property
     def table_bits(self) -> int: ...  # of the mixer, as written in the frame; 0 without one
     @property
-    def profile(self) -> int: ...  # of the mixer, 0..7
+    def profile(self) -> int: ...  # of the mixer or of tokens, 0..7
     @property
     def model_id(self) -> bytes: ...  # SHA-256 of the model file; 32 zero bytes for no model
     @property
@@ -159,7 +160,7 @@ _FACTORIES: dict[int, Callable[[CodecRequest], FrameCodec]] = {
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """How to encode. Of `codings` (method, mixer profile), the first is for text.
+    """How to encode. Of `codings` (method, profile), the first is for text.
 
     What is no text is tried with all of those that can be had (frames.py).
     """
@@ -184,8 +185,9 @@ PRESETS = {
         Preset("order0", ((METHOD_ORDER0, 0),), 0, 1 << 20, 1),  # for tests
     )
 }
+TOKEN_PROFILE = 1  # docs/format.md, method 5; 0 was of development versions
 # With a pretrained model, whatever the preset: the mixer takes what is no text.
-TOKEN_CODINGS = ((METHOD_TOKENS, 0), *_MIXERS)
+TOKEN_CODINGS = ((METHOD_TOKENS, TOKEN_PROFILE), *_MIXERS)
 FLOAT_CODINGS = ((METHOD_FLOAT, 0), *_MIXERS)  # so with a float predictor
 LEVELS = {
     level: "fast" if level < 4 else "default" if level < 7 else "best" for level in range(1, 10)
@@ -355,7 +357,9 @@ class Codecs:
         if method not in MODEL_METHODS:
             model = None
         if method not in TABLE_METHODS:
-            table_bits = profile = 0
+            table_bits = 0
+        if method not in PROFILE_METHODS:
+            profile = 0
         key = method, table_bits, profile, model.id if model else b""
         if key not in self._open:
             device = self.network_device if model else "cpu"

@@ -46,6 +46,7 @@ METHOD_NAMES = {
 }
 MODEL_METHODS = frozenset({METHOD_NETWORK, METHOD_NETWORK_MIXER, METHOD_TOKENS})
 TABLE_METHODS = frozenset({METHOD_MIXER, METHOD_NETWORK_MIXER})
+PROFILE_METHODS = TABLE_METHODS | {METHOD_TOKENS}
 
 MODEL_ID_SIZE = 8  # bytes of the model file's SHA-256 that the header carries
 MAX_LABEL_SIZE = 64
@@ -200,7 +201,7 @@ class FrameHeader:
 
     `lane_sizes` has one payload size per lane, and is empty for a stored frame. For the methods
     with a mixer, `table_bits` is the base-2 logarithm of the bytes of its tables, and `profile`
-    says which set of models it mixes; both are 0 for the others.
+    says which set of models it mixes, for tokens what is learned; both are 0 for the others.
     """
 
     method: int
@@ -606,7 +607,7 @@ def _check_frame_sizes(method: int, position: int, raw_size: int, payload_size: 
 def _read_mixer_fields(body: _Fields, method: int) -> tuple[int, int]:
     packed = body.byte()
     table_bits, profile = packed & 0x1F, packed >> 5
-    if method not in TABLE_METHODS and packed:
+    if (table_bits and method not in TABLE_METHODS) or (profile and method not in PROFILE_METHODS):
         raise CorruptError(f"a frame without a mixer has the mixer byte {packed:#04x}")
     if method in TABLE_METHODS and not MIN_TABLE_BITS <= table_bits <= MAX_TABLE_BITS:
         raise CorruptError(f"a frame asks for tables of 2^{table_bits} bytes")

@@ -12,6 +12,7 @@ bytes (torch_codec.py) or tokens (torch_token_codec.py), is the group's affair.
 import abc
 import itertools
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -284,6 +285,30 @@ class DeviceWorker(abc.ABC):
             for group in running:
                 group.take(step)
         return [group.finish() for group in decoders]
+
+
+def triton_missing(device: torch.device) -> str | None:
+    """Why the Triton engines cannot run on a CUDA device, or None."""
+    if torch.version.hip is not None:
+        return "the Triton engine has not been tried on AMD's GPUs"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "it has no tensor cores for int8 products that Triton uses"
+    try:
+        import triton  # type: ignore[import-untyped] # noqa: F401
+    except ImportError:
+        return "Triton is not installed (lmzip-codec[cuda])"
+    return None
+
+
+WRONG_KERNELS = "its kernels do not give the integers of the CPU there: please report this"
+
+
+def warn_of_torch(device: torch.device, missing: str) -> None:
+    warnings.warn(
+        f"{device}: {missing}; PyTorch's own operations are used, which are slower",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 class EncodeGroup(Protocol):

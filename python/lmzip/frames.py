@@ -209,7 +209,8 @@ def _gains(codecs: Sequence[FrameCodec], data: bytes) -> bool:
     Where zlib gains nothing, text and code are not to be found.
     """
     pieces = list(_samples(data, 1, PROBE_SIZE))
-    probes = [codec for codec in codecs if codec.profile in (BINARY, SAMPLE)] or codecs
+    mixers = [codec for codec in codecs if codec.method == METHOD_MIXER]
+    probes = [codec for codec in mixers if codec.profile in (BINARY, SAMPLE)] or codecs
     return any(_cost(codec, pieces) < (1 - PROBE_GAIN) * PROBE_SIZE for codec in probes)
 
 

@@ -23,6 +23,7 @@ from lmzip.errors import LmzipError, UnsupportedError
 from lmzip.llama_model import (
     MAX_BIAS,
     MAX_SCALE,
+    MAX_TOKEN_SIZE,
     MIN_SCALE,
     SIGMOID_SIZE,
     WIDE_INPUTS,
@@ -33,15 +34,18 @@ from lmzip.llama_model import (
 from lmzip.model_file import Array
 from lmzip.tokenization import plain_document, start_token, token_bytes
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+GEMMA = "gemma3_text"  # transformers' name; GGUF's is gemma3, which transformers' with images has
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", GEMMA)
 DEFAULT_WINDOW = 1024
 DEFAULT_SINKS = 4
+MAX_LAYERS = 256
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A float model.  config: as transformers names its fields; frequencies: radians per
-    position (head_dim / 2); tensors: float32, by transformers' names without "model."."""
+    position (head_dim / 2); tensors: float32, by transformers' names without "model.", those of
+    norms being what is multiplied with."""
 
     config: dict[str, Any]
     frequencies: Array
@@ -50,6 +54,8 @@ class Checkpoint:
     name: str
     licence: str = ""
     files: dict[str, str] = field(default_factory=dict)  # of weights: name -> SHA-256
+    local_frequencies: Array | None = None  # of layers with a sliding window, where they differ
+    embedding_factor: float = 1.0
 
 
 def read_checkpoint(source: str | Path) -> Checkpoint:
@@ -76,7 +82,7 @@ def import_checkpoint(source: str | Path, *, window: int = DEFAULT_WINDOW) -> Ll
     """Read and quantize.  UnsupportedError also for a checkpoint that is not what it should be."""
     try:
         return quantize(read_checkpoint(source), window=window)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
         if isinstance(error, LmzipError):
             raise
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -118,8 +124,7 @@ def _read_folder(folder: Path, name: str) -> Checkpoint:
     """name: of the folder or, on the hub, OWNER/NAME[@REVISION]."""
     config = json.loads((folder / "config.json").read_text())
     _check_family(config.get("model_type"))
-    if config.get("hidden_act", "silu") != "silu":
-        raise UnsupportedError(f"activation {config['hidden_act']!r}; only 'silu' is supported")
+    _check_activation(config)
     tensors: dict[str, Array] = {}
     files: dict[str, str] = {}
     # Some repositories hold the same weights once more, in the format of their makers.
@@ -130,9 +135,12 @@ def _read_folder(folder: Path, name: str) -> Checkpoint:
         raise UnsupportedError(f"{folder} holds no *.safetensors")
     tensors = {name.removeprefix("model."): t for name, t in tensors.items()}
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    return Checkpoint(
-        config, _frequencies(config), tensors, tokenizer, name, _card_licence(folder), files
-    )
+    common = tensors, tokenizer, name, _card_licence(folder), files
+    if config["model_type"] != GEMMA:
+        return Checkpoint(config, _frequencies(config), *common)
+    for key in [name for name in tensors if name.endswith("norm.weight")]:
+        tensors[key] = tensors[key] + np.float32(1)
+    return _gemma(config, *common)
 
 
 def _card_licence(folder: Path) -> str:
@@ -170,11 +178,20 @@ def _load_safetensors(path: Path) -> dict[str, Array]:
     return out
 
 
-def _check_family(family: Any) -> None:
-    if family not in FAMILIES:
+def _check_family(family: Any, supported: tuple[str, ...] = FAMILIES) -> None:
+    if family not in supported:
         raise UnsupportedError(
-            f"models of the family {family!r} are not supported; these are: {', '.join(FAMILIES)}"
+            f"models of the family {family!r} are not supported; these are: {', '.join(supported)}"
         )
+
+
+def _check_activation(config: dict[str, Any]) -> None:
+    if config["model_type"] == GEMMA:
+        field, only = "hidden_activation", "gelu_pytorch_tanh"
+    else:
+        field, only = "hidden_act", "silu"
+    if (config.get(field) or only) != only:
+        raise UnsupportedError(f"activation {config[field]!r}; only {only!r} is supported")
 
 
 def _head_dim(config: dict[str, Any]) -> int:
@@ -187,21 +204,93 @@ def _frequencies(config: dict[str, Any]) -> Array:
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     base = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
     d = _head_dim(config)
+    if not 1 <= base < math.inf:
+        raise UnsupportedError(f"rope_theta is {base}; expected a number from 1 on")
     w = base ** (-np.arange(0, d, 2, dtype=np.float64) / d)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "default":
         return w
-    if kind == "linear":
-        return w / float(rope["factor"])
-    if kind != "llama3":
+    if kind not in ("linear", "llama3"):
         raise UnsupportedError(
             f"rotary scaling {kind!r}; supported are 'default', 'linear' and 'llama3'"
         )
-    factor, original = float(rope["factor"]), float(rope["original_max_position_embeddings"])
+    factor = float(rope["factor"])
+    if not 1 <= factor < math.inf:
+        raise UnsupportedError(f"rotary scaling: factor is {factor}; expected 1 or more")
+    if kind == "linear":
+        return w / factor
+    original = float(rope["original_max_position_embeddings"])
     low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
     turns = original * w / (2 * math.pi)  # in the original context
     smooth = np.clip((turns - low) / (high - low), 0, 1)
     return (1 - smooth) * w / factor + smooth * w
+
+
+# ---- Gemma 3 ------------------------------------------------------------------------------------
+
+# What no text needs: markers of turns and images, reserved names.
+_GEMMA_MARKERS = re.compile(
+    r"<(pad|eos|bos|unk|mask|(start|end)_of_(turn|image)|image_soft_token|unused\d+)>"
+    r"|\[multimodal\]"
+)
+
+
+def _gemma(
+    config: dict[str, Any],
+    tensors: dict[str, Array],
+    tokenizer: dict[str, Any],
+    name: str,
+    licence: str,
+    files: dict[str, str],
+) -> Checkpoint:
+    """What this family adds to Llama's: two rotations, a factor of embeddings, markers."""
+    if config.get("use_bidirectional_attention"):
+        raise UnsupportedError("use_bidirectional_attention: only causal attention is supported")
+    for cap in ("final_logit_softcapping", "attn_logit_softcapping"):
+        if config.get(cap):
+            raise UnsupportedError(f"{cap} = {config[cap]!r} is not supported")
+    scaling = config.get("rope_scaling")
+    rope = config.get("rope_parameters") or {
+        "full_attention": {"rope_theta": config.get("rope_theta") or 1e6, **(scaling or {})},
+        "sliding_attention": {"rope_theta": config.get("rope_local_base_freq") or 1e4},
+    }
+    both = [
+        _frequencies({**config, "rope_parameters": rope[kind]})
+        for kind in ("full_attention", "sliding_attention")
+    ]
+    return Checkpoint(
+        config,
+        both[0],
+        tensors,
+        _without_markers(tokenizer),
+        name,
+        licence,
+        files,
+        both[1],
+        _embedding_factor(config, tensors["embed_tokens.weight"]),
+    )
+
+
+def _without_markers(document: dict[str, Any]) -> dict[str, Any]:
+    """Markers as special tokens, which have no bytes and match no text."""
+    named = {t["content"]: t for t in document.get("added_tokens") or []}
+    for text, i in document["model"]["vocab"].items():
+        if _GEMMA_MARKERS.fullmatch(text):
+            named[text] = {"id": i, **named.get(text, {}), "content": text, "special": True}
+    return document | {"added_tokens": list(named.values())}
+
+
+def _embedding_factor(config: dict[str, Any], embedding: Array) -> float:
+    """sqrt(hidden_size), rounded to the embedding's type as transformers does: bfloat16, in which
+    the family is trained, unless there are numbers that bfloat16 has not.  GGUF's quantized ones
+    are of such checkpoints (config["embedding_quantized"])."""
+    root = np.sqrt(np.float32(config["hidden_size"]))
+    bits = embedding.view(np.uint32)
+    if not config.get("embedding_quantized") and np.any(bits & 0xFFFF):
+        return float(root)
+    near = int(root.view(np.uint32))
+    rounded = (near + 0x7FFF + (near >> 16 & 1)) & 0xFFFF0000  # to nearest, ties to even
+    return float(np.uint32(rounded).view(np.float32))
 
 
 # ---- GGUF ---------------------------------------------------------------------------------------
@@ -215,6 +304,8 @@ _GGUF_NAMES = {
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
     "attn_output": "self_attn.o_proj",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
@@ -244,7 +335,7 @@ def _read_gguf(path: Path) -> Checkpoint:
     reader = gguf.GGUFReader(path)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     family = fields["general.architecture"]
-    _check_family(family)
+    _check_family(family, (*FAMILIES[:-1], "gemma3"))
     about = {
         name.removeprefix(f"{family}."): value
         for name, value in fields.items()
@@ -270,21 +361,48 @@ def _read_gguf(path: Path) -> Checkpoint:
     if scaling == "linear":
         config["rope_scaling"] = {"type": "linear", "factor": about["rope.scaling.factor"]}
     frequencies, tensors = _frequencies(config), {}
+    if family == "gemma3":
+        config |= _gemma_config(about)
     for t in reader.tensors:
         weights = gguf.dequantize(t.data, t.tensor_type).astype(np.float32)
         if t.name == "rope_freqs.weight":  # divisors: how GGUF writes the scaling "llama3"
             frequencies = frequencies / weights
         else:
-            tensors[_hugging_face_name(t.name)] = weights
+            tensors[_hugging_face_name(t.name, family)] = weights
+        if t.name == "token_embd.weight":
+            config["embedding_quantized"] = t.tensor_type.name not in ("F32", "BF16")
     if family in ("llama", "mistral"):
         _restore_half_split(tensors, config)
     licence = str(fields.get("general.license", ""))
     files = {path.name: _sha256(path)}
     tokenizer = _gguf_tokenizer(fields)
+    if family == "gemma3":  # its norms are stored as what is multiplied with
+        return _gemma(config, tensors, tokenizer, path.stem, licence, files)
     return Checkpoint(config, frequencies, tensors, tokenizer, path.stem, licence, files)
 
 
-def _hugging_face_name(name: str) -> str:
+def _gemma_config(about: dict[str, Any]) -> dict[str, Any]:
+    """As llama.cpp reads it, with what it knows beside the file."""
+    layers = int(about["block_count"])
+    heads = int(about["attention.head_count"])
+    scalar = about["embedding_length"] / heads if layers == 62 else about["attention.key_length"]
+    rope = {"rope_type": "default", "rope_theta": about.get("rope.freq_base", 1e6)}
+    if about.get("rope.scaling.type", "none") == "linear":
+        rope |= {"rope_type": "linear", "factor": about["rope.scaling.factor"]}
+    return {
+        "model_type": GEMMA,
+        "query_pre_attn_scalar": scalar,  # of the 27B model, which has 62 layers, not head_dim
+        "sliding_window_pattern": about.get("attention.sliding_window_pattern", 6),
+        "final_logit_softcapping": about.get("final_logit_softcapping"),
+        "attn_logit_softcapping": about.get("attn_logit_softcapping"),
+        "rope_parameters": {
+            "full_attention": rope,
+            "sliding_attention": {"rope_theta": about.get("rope.freq_base_swa", 10000.0)},
+        },
+    }
+
+
+def _hugging_face_name(name: str, family: str) -> str:
     whole = {
         "token_embd.weight": "embed_tokens.weight",
         "output_norm.weight": "norm.weight",
@@ -295,7 +413,10 @@ def _hugging_face_name(name: str) -> str:
     parts = name.split(".")
     if parts[0] != "blk" or len(parts) != 4 or parts[2] not in _GGUF_NAMES:
         raise UnsupportedError(f"the GGUF file has a tensor {name!r} that this family should not")
-    return f"layers.{parts[1]}.{_GGUF_NAMES[parts[2]]}.{parts[3]}"
+    theirs = _GGUF_NAMES[parts[2]]
+    if family == "gemma3" and parts[2] == "ffn_norm":
+        theirs = "pre_feedforward_layernorm"  # post_attention_layernorm really is behind attention
+    return f"layers.{parts[1]}.{theirs}.{parts[3]}"
 
 
 def _restore_half_split(tensors: dict[str, Array], config: dict[str, Any]) -> None:
@@ -315,6 +436,8 @@ def _restore_half_split(tensors: dict[str, Array], config: dict[str, Any]) -> No
 def _gguf_tokenizer(fields: dict[str, Any]) -> dict[str, Any]:
     """A tokenizer.json from a GGUF file's vocabulary."""
     kind, cut = fields["tokenizer.ggml.model"], fields.get("tokenizer.ggml.pre", "default")
+    if kind == "llama" and fields["general.architecture"] == "gemma3":
+        return _sentencepiece_tokenizer(fields)
     if kind != "gpt2" or cut not in _GGUF_PATTERNS:
         raise UnsupportedError(
             f"GGUF tokenizer {kind!r} ({cut!r}); supported are 'gpt2' with "
@@ -336,15 +459,9 @@ def _gguf_tokenizer(fields: dict[str, Any]) -> dict[str, Any]:
             "use_regex": pattern is None,
         }
     )
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    special = [
-        {"id": i, "content": token, "special": True, **flags}
-        for i, token in enumerate(tokens)
-        if kinds[i] in (3, 5)  # control, unused
-    ]
     return {
         "version": "1.0",
-        "added_tokens": special,
+        "added_tokens": _added_tokens(tokens, kinds, {3: True, 5: True}),  # control, unused
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
         "decoder": {"type": "ByteLevel"},
@@ -352,6 +469,53 @@ def _gguf_tokenizer(fields: dict[str, Any]) -> dict[str, Any]:
             "type": "BPE",
             "vocab": {token: i for i, token in enumerate(tokens)},
             "merges": fields["tokenizer.ggml.merges"],
+        },
+    }
+
+
+def _added_tokens(
+    tokens: list[str], kinds: list[int], special: dict[int, bool]
+) -> list[dict[str, Any]]:
+    """special: of the kinds (tokenizer.ggml.token_type) that are cut from a text before all."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return [
+        {"id": i, "content": token, "special": special[kinds[i]], **flags}
+        for i, token in enumerate(tokens)
+        if kinds[i] in special
+    ]
+
+
+def _sentencepiece_tokenizer(fields: dict[str, Any]) -> dict[str, Any]:
+    """SentencePiece's BPE joins the two neighbors whose whole has the greatest score.  As a
+    tokenizer.json: a list of such pairs, best first, as transformers writes it."""
+    tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    scores = fields["tokenizer.ggml.scores"]
+    if not len(tokens) == len(kinds) == len(scores):
+        raise UnsupportedError("the GGUF file's tokens, token_type and scores differ in number")
+    longest = max(map(len, tokens), default=0)
+    if longest > MAX_TOKEN_SIZE:  # the pairs below take its square
+        raise UnsupportedError(f"a token has {longest} characters; at most {MAX_TOKEN_SIZE}")
+    vocab = {token: i for i, token in enumerate(tokens)}
+    normal = {token: i for token, i in vocab.items() if kinds[i] == 1}
+    merges = []
+    for token, i in normal.items():
+        pairs = [(token[:n], token[n:]) for n in range(1, len(token))]
+        found = [(normal[a], normal[b], a, b) for a, b in pairs if a in normal and b in normal]
+        merges += [(-scores[i], i, *pair) for pair in found]
+    return {
+        "version": "1.0",
+        # control, unused; defined by the user: cut out as they are, the longest first
+        "added_tokens": _added_tokens(tokens, kinds, {3: True, 5: True, 4: False}),
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+        "pre_tokenizer": None,
+        "decoder": None,
+        "model": {
+            "type": "BPE",
+            "byte_fallback": True,
+            "fuse_unk": True,
+            "unk_token": tokens[fields["tokenizer.ggml.unknown_token_id"]],
+            "vocab": vocab,
+            "merges": [[a, b] for *_, a, b in sorted(merges)],
         },
     }
 
@@ -372,19 +536,22 @@ def quantize(
     """
     arch = _architecture(checkpoint, window, sinks, tuple(wide))
     source = dict(checkpoint.tensors)
+    gemma = checkpoint.config["model_type"] == GEMMA
     embedding, embedding_scale = quantize_rows(source.pop("embed_tokens.weight"))
-    d = arch.head_dim
+    scalar = float(checkpoint.config.get("query_pre_attn_scalar", 256)) if gemma else arch.head_dim
+    if not 1 <= scalar <= 65536:
+        raise UnsupportedError(f"query_pre_attn_scalar is {scalar}; expected 1 to 65536")
     tensors: dict[str, Array] = {
         "embedding.weight": embedding,
-        "embedding.scale": embedding_scale,
+        "embedding.scale": _scale(embedding_scale * checkpoint.embedding_factor),
         "head.norm": source.pop("norm.weight"),
-        "rotary.frequency": np.rint(checkpoint.frequencies / (2 * math.pi) * 2.0**32).astype(
-            np.uint32
-        ),
+        "rotary.frequency": _turns(checkpoint.frequencies),
         "rotary.cosine": rotary_cosine(),
-        "softmax": np.array([32 * math.log2(math.e) / math.sqrt(d)], np.float32),
-        "sigmoid": sigmoid_table(),
+        "softmax": np.array([32 * math.log2(math.e) / math.sqrt(scalar)], np.float32),
+        "sigmoid": gelu_table() if gemma else sigmoid_table(),
     }
+    if checkpoint.local_frequencies is not None:
+        tensors["rotary.local_frequency"] = _turns(checkpoint.local_frequencies)
     head_scale = embedding_scale
     if arch.tied:
         source.pop("lm_head.weight", None)
@@ -418,8 +585,11 @@ def _architecture(
 ) -> LlamaArchitecture:
     config, tensors = checkpoint.config, checkpoint.tensors
     layers = int(config["num_hidden_layers"])
+    if not 1 <= layers <= MAX_LAYERS:
+        raise UnsupportedError(f"num_hidden_layers is {layers}; expected 1 to {MAX_LAYERS}")
     windows, all_sinks = [window] * layers, [sinks] * layers
-    for i, sliding in enumerate(_sliding_windows(config, layers)):
+    sliding_windows = _sliding_windows(config, layers)
+    for i, sliding in enumerate(sliding_windows):
         if sliding is not None and sliding < window + sinks:  # the model's own: nothing beyond it
             windows[i], all_sinks[i] = min(window, sliding), 0
     vocabulary = len(tensors["embed_tokens.weight"])
@@ -441,12 +611,18 @@ def _architecture(
         wide=wide,
         start=start,
         escape=start,
+        post_norms=config["model_type"] == GEMMA,
+        local=tuple(w is not None for w in sliding_windows)
+        if checkpoint.local_frequencies is not None
+        else (),
     )
 
 
 def _sliding_windows(config: dict[str, Any], layers: int) -> list[int | None]:
     """Of each layer, None where attention is not limited."""
     size = config.get("sliding_window")
+    if config["model_type"] == GEMMA:
+        return _gemma_windows(config, layers)
     if not size or config.get("use_sliding_window") is False:
         return [None] * layers
     kinds = config.get("layer_types")
@@ -457,21 +633,42 @@ def _sliding_windows(config: dict[str, Any], layers: int) -> list[int | None]:
     return [size] * layers
 
 
+def _gemma_windows(config: dict[str, Any], layers: int) -> list[int | None]:
+    """Five layers with a window, then one without, unless the config says otherwise."""
+    size, pattern = config.get("sliding_window"), config.get("sliding_window_pattern", 6)
+    if not (isinstance(size, int) and size >= 1):
+        raise UnsupportedError(f"sliding_window is {size!r}; expected an integer above 0")
+    if not (isinstance(pattern, int) and pattern >= 1):
+        raise UnsupportedError(f"sliding_window_pattern is {pattern!r}; expected one above 0")
+    sliding, full = "sliding_attention", "full_attention"
+    kinds = config.get("layer_types")
+    kinds = kinds or [full if (i + 1) % pattern == 0 else sliding for i in range(layers)]
+    if len(kinds) != layers or not all(kind in (sliding, full) for kind in kinds):
+        raise UnsupportedError(f"layer_types must be {layers} of {sliding!r} and {full!r}")
+    return [size if kind == sliding else None for kind in kinds]
+
+
 def _quantize_layer(
     arch: LlamaArchitecture, i: int, source: dict[str, Array], tensors: dict[str, Array]
 ) -> None:
     ours, theirs = f"layers.{i}.", f"layers.{i}.self_attn."
     mlp = f"layers.{i}.mlp."
-    tensors[ours + "attention.norm"] = source.pop(ours + "input_layernorm.weight")
-    tensors[ours + "mlp.norm"] = source.pop(ours + "post_attention_layernorm.weight")
+    norms = {"attention.norm": "input", "mlp.norm": "post_attention"}
+    if arch.post_norms:
+        norms |= {"attention.post_norm": "post_attention", "mlp.norm": "pre_feedforward"}
+        norms["mlp.post_norm"] = "post_feedforward"
+    for name, theirs_name in norms.items():
+        tensors[ours + name] = source.pop(f"{ours}{theirs_name}_layernorm.weight")
     qkv = np.concatenate([source.pop(f"{theirs}{name}_proj.weight") for name in "qkv"])
     bias = np.zeros(len(qkv))
     if theirs + "q_proj.bias" in source:
         bias = np.concatenate([source.pop(f"{theirs}{name}_proj.bias") for name in "qkv"])
     tensors[ours + "qkv.bias"] = np.clip(np.rint(bias * 4096), -MAX_BIAS, MAX_BIAS).astype(np.int32)
     if arch.qk_norm:
-        for name in "qk":
-            tensors[f"{ours}{name}.norm"] = source.pop(f"{theirs}{name}_norm.weight")
+        q, k = (source.pop(f"{theirs}{name}_norm.weight") for name in "qk")
+        if arch.post_norms:
+            q, k = balance(q, k)
+        tensors[ours + "q.norm"], tensors[ours + "k.norm"] = q, k
     products = {
         "qkv": qkv,
         "out": source.pop(theirs + "o_proj.weight"),
@@ -480,6 +677,19 @@ def _quantize_layer(
     }
     for name, weights in products.items():
         tensors[f"{ours}{name}.weight"], tensors[f"{ours}{name}.scale"] = quantize_rows(weights)
+
+
+def balance(q: Array, k: Array) -> tuple[Array, Array]:
+    """Gains of queries and keys, the greater of which gives to the other.
+
+    Their products stay, and with them all that attention says; but each head has 8 bits behind its
+    rotation, and a channel with a great gain leaves few of them to the others.  Both channels of a
+    rotary pair change alike, by a power of two, which rounds nothing.
+    """
+    sizes = [np.sqrt((g.astype(np.float64).reshape(2, -1) ** 2).mean(axis=0)) for g in (q, k)]
+    ratio = np.maximum(sizes[1], 0.01) / np.maximum(sizes[0], 0.01)
+    factor = np.tile(np.exp2(np.rint(np.log2(ratio) / 2)), 2).astype(np.float32)
+    return q * factor, k / factor
 
 
 def quantize_rows(weights: Array) -> tuple[Array, Array]:
@@ -511,5 +721,24 @@ def rotary_cosine() -> Array:
 
 def sigmoid_table() -> Array:
     """sigmoid(x) in units of 2^-16 for x = (i - 4096) / 256, i < 8192."""
-    x = (np.arange(SIGMOID_SIZE) - SIGMOID_SIZE // 2) / 256
-    return np.minimum(np.rint(65536 / (1 + np.exp(-x))), 65535).astype(np.uint16)
+    return _sigmoid(_table_places())
+
+
+def gelu_table() -> Array:
+    """gelu(x) / x, in the form with tanh, which is a sigmoid of a polynomial."""
+    x = _table_places()
+    return _sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x**3))
+
+
+def _table_places() -> Array:
+    return (np.arange(SIGMOID_SIZE) - SIGMOID_SIZE // 2) / 256
+
+
+def _sigmoid(x: Array) -> Array:
+    with np.errstate(over="ignore"):  # exp(-x) is infinite where the result is 0
+        return np.minimum(np.rint(65536 / (1 + np.exp(-x))), 65535).astype(np.uint16)
+
+
+def _turns(frequencies: Array) -> Array:
+    """Radians per position -> turns, in units of 2^-32."""
+    return np.rint(frequencies / (2 * math.pi) * 2.0**32).astype(np.uint32)

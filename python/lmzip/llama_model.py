@@ -23,7 +23,7 @@ from lmzip.model_file import Array, read_document
 from lmzip.models import TOKEN_FORMAT as FORMAT  # docs/numerics-llama.md version 1
 
 MIN_SCALE, MAX_SCALE = 2.0**-40, 2.0**10
-MAX_GAIN = 2.0**10
+MAX_GAIN, MAX_POST_GAIN = 2.0**10, 2.0**16
 MAX_BIAS = 1 << 24
 SIGMOID_SIZE = 8192
 MAX_TOKEN_SIZE = 1024  # bytes
@@ -51,15 +51,21 @@ class LlamaArchitecture:
     wide: tuple[str, ...] = WIDE_INPUTS
     start: int = 0  # the token before the first
     escape: int = 0  # the token that says: a raw byte follows
+    post_norms: bool = False
+    local: tuple[bool, ...] = ()  # layers with rotary.local_frequency; none where it is empty
 
     def __post_init__(self) -> None:
         layers = self.n_layers
         limits = {
             "vocabulary": (2, 1 << 20, True),
             "d_model": (32, 8192, self.d_model % 32 == 0),
-            "n_layers": (1, 256, len(self.windows) == len(self.sinks) == layers),
+            "n_layers": (
+                1,
+                256,
+                len(self.windows) == len(self.sinks) == layers and len(self.local) in (0, layers),
+            ),
             "n_heads": (1, 128, self.n_kv_heads > 0 and self.n_heads % self.n_kv_heads == 0),
-            "head_dim": (32, 128, self.head_dim % 32 == 0),
+            "head_dim": (32, 256, self.head_dim % 32 == 0),
             "d_ff": (32, 65536, self.d_ff % 32 == 0),
             "start": (0, self.vocabulary - 1, True),
             "escape": (0, self.vocabulary - 1, True),
@@ -74,8 +80,11 @@ class LlamaArchitecture:
             raise UnsupportedError(f"architecture: sinks {self.sinks} are not within 0..16")
         if not (isinstance(self.epsilon, float) and 0 <= self.epsilon <= 1):
             raise UnsupportedError(f"architecture: epsilon {self.epsilon!r} is not within 0..1")
-        if not (isinstance(self.qk_norm, bool) and isinstance(self.tied, bool)):
-            raise UnsupportedError("architecture: qk_norm and tied must be true or false")
+        flags = (self.qk_norm, self.tied, self.post_norms, *self.local)
+        if not all(isinstance(flag, bool) for flag in flags):
+            raise UnsupportedError(
+                "architecture: qk_norm, tied, post_norms and local must be true or false"
+            )
         if not set(self.wide) <= set(WIDE_INPUTS):
             raise UnsupportedError(f"architecture: wide inputs {self.wide} are unknown")
 
@@ -85,16 +94,24 @@ class LlamaArchitecture:
         try:
             for name in ("windows", "sinks", "wide"):
                 fields[name] = tuple(fields[name])
+            fields["local"] = tuple(fields.get("local", ()))
             return cls(**fields)
         except (KeyError, TypeError) as error:
             raise UnsupportedError(f"architecture of the model file: {error}") from None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without what came later and is not used: files of older families stay as they were."""
+        fields = asdict(self)
+        return {k: v for k, v in fields.items() if v or k not in ("post_norms", "local")}
+
+    @property
+    def residual_bits(self) -> int:
+        """The residual stream counts in units of 2^-residual_bits."""
+        return 9 if self.post_norms else 14
 
     def epsilon_units(self) -> int:
-        """D epsilon in squared units of the residual stream (2^-28)."""
-        return round(self.d_model * self.epsilon * 2**28)
+        """D epsilon in squared units of the residual stream."""
+        return round(self.d_model * self.epsilon * (1 << 2 * self.residual_bits))
 
     def head_epsilon_units(self) -> int:
         """head_dim epsilon in squared units of queries and keys (2^-24)."""
@@ -105,6 +122,8 @@ class LlamaArchitecture:
         units = {
             "epsilon_units": self.epsilon_units(),
             "head_epsilon_units": self.head_epsilon_units(),
+            "residual_bits": self.residual_bits,
+            "local": [any(self.local[i : i + 1]) for i in range(self.n_layers)],
         }
         return asdict(self) | units
 
@@ -123,6 +142,8 @@ class LlamaArchitecture:
             "sigmoid": ("uint16", (SIGMOID_SIZE,)),
             "tokens.size": ("uint16", (self.vocabulary,)),
         }
+        if any(self.local):
+            out["rotary.local_frequency"] = out["rotary.frequency"]
         if not self.tied:
             out["head.weight"] = ("int8", (self.vocabulary, d))
         for i in range(self.n_layers):
@@ -137,6 +158,11 @@ class LlamaArchitecture:
                 out[f"{layer}{name}.scale"] = ("float32", shape[:1])
             out[layer + "qkv.bias"] = ("int32", (qkv,))
             out[layer + "attention.norm"] = out[layer + "mlp.norm"] = ("float32", (d,))
+            if self.post_norms:
+                out[layer + "attention.post_norm"] = out[layer + "mlp.post_norm"] = (
+                    "float32",
+                    (d,),
+                )
             if self.qk_norm:
                 out[layer + "q.norm"] = out[layer + "k.norm"] = ("float32", (self.head_dim,))
         return out
@@ -205,8 +231,9 @@ def _in_range(name: str, t: Array) -> bool:
         return bool(t.min() >= -127)
     if name.endswith((".scale", "softmax")):
         return bool(np.all(np.isfinite(t)) and t.min() >= MIN_SCALE and t.max() <= MAX_SCALE)
-    if name.endswith(".norm"):
-        return bool(np.all(np.isfinite(t)) and np.abs(t).max() <= MAX_GAIN)
+    if name.endswith((".norm", ".post_norm")):
+        most = MAX_POST_GAIN if name.endswith("post_norm") else MAX_GAIN
+        return bool(np.all(np.isfinite(t)) and np.abs(t).max() <= most)
     if name.endswith(".bias"):
         return bool(t.min() >= -MAX_BIAS and t.max() <= MAX_BIAS)
     if name == "rotary.cosine":

@@ -18,6 +18,9 @@ from lmzip.reference import LOGIT_MAX, Float, Int, f, rint
 
 RESIDUAL_MAX = (1 << 30) - 64
 TINY = np.float32(2.0**-100)
+POST_LIMIT = 1 << 22
+MIN_UNIT, MAX_UNIT = np.float32(2.0**-40), np.float32(2.0**60)
+MAX_EPSILON = 1 << 60
 # fmt: off
 EXP16 = np.array([  # round(65535 * 2^(-i/32))
     65535, 64131, 62757, 61412, 60096, 58808, 57548, 56315, 55108, 53927, 52772,
@@ -60,6 +63,7 @@ class LlamaReference:
     def __init__(self, model: LlamaModel) -> None:
         self.model = model
         self.arch = model.architecture
+        self.residual = np.float32(1 << self.arch.residual_bits)
         self.t: dict[str, Array] = {
             name: t.astype(np.int64) if t.dtype != np.float32 else t
             for name, t in model.tensors.items()
@@ -76,7 +80,7 @@ class LlamaReference:
         (lanes, vocabulary) int32."""
         x = rint(
             f(self.t["embedding.weight"][tokens])
-            * (self.t["embedding.scale"][tokens] * np.float32(1 << 14))[:, None],
+            * (self.t["embedding.scale"][tokens] * self.residual)[:, None],
             -RESIDUAL_MAX,
             RESIDUAL_MAX,
         )
@@ -115,7 +119,8 @@ class LlamaReference:
         values = u[:, a.n_heads + a.n_kv_heads :]
         assert n_query + 2 * n_key == u[0].size
 
-        k8, k_scale = self._rotate(*self._level(layer + "k.norm", keys), state.position)
+        turns = self.t["rotary.local_frequency" if any(a.local[i : i + 1]) else "rotary.frequency"]
+        k8, k_scale = self._rotate(*self._level(layer + "k.norm", keys), turns, state.position)
         v8, v_scale = quantize(f(values), 127)
         for cache, row in (
             (state.keys, k8.astype(np.int8)),
@@ -126,14 +131,13 @@ class LlamaReference:
             cache[i] = np.concatenate([cache[i], row[:, None]], axis=1)
 
         leveled = self._level(layer + "q.norm", queries)
-        near = self._rotate(*leveled, state.position)
-        far = self._rotate(*leveled, min(state.position, a.windows[i] + a.sinks[i] - 1))
+        near = self._rotate(*leveled, turns, state.position)
+        far = self._rotate(*leveled, turns, min(state.position, a.windows[i] + a.sinks[i] - 1))
         pq, r = quantize(
             self._average(i, near, far, state).reshape(len(x), -1),
             limit(n_query, "out" in a.wide),
         )
-        y = self._product(layer + "out", pq) * (r * np.float32(1 << 14))
-        return self._add(x, y * self.t[layer + "out.scale"])
+        return self._project(x, layer + "attention", layer + "out", pq, r * self.residual)
 
     def _level(self, norm: str, u: Int) -> tuple[Int, Float]:
         """Heads (lanes, heads, d) to 14 bits and their scale (lanes, heads, 1)."""
@@ -145,10 +149,10 @@ class LlamaReference:
         total = (u * u).sum(axis=-1, keepdims=True) + self.arch.head_epsilon_units()
         return t, r * np.sqrt(np.float32(d) / f(np.maximum(total, 1)))
 
-    def _rotate(self, t: Int, scale: Float, position: int) -> tuple[Int, Float]:
-        """To int8 with rotary positions."""
+    def _rotate(self, t: Int, scale: Float, turns: Array, position: int) -> tuple[Int, Float]:
+        """To int8 with rotary positions, of `turns` (2^-32) each."""
         half = self.arch.head_dim // 2
-        phase = position * self.t["rotary.frequency"] % (1 << 32)
+        phase = position * turns % (1 << 32)
         index = ((phase + (1 << 19)) % (1 << 32)) >> 20
         c = self.t["rotary.cosine"][index]
         z = self.t["rotary.cosine"][(index + 3072) % 4096]
@@ -196,8 +200,23 @@ class LlamaReference:
         sigmoid = self.t["sigmoid"][rint(g * np.float32(256), -4096, 4095) + 4096]
         h = g * f(sigmoid) * (acc[:, a.d_ff :] * s[a.d_ff :])
         hq, r_h = quantize(h, limit(a.d_ff, "down" in a.wide))
-        y = self._product(layer + "down", hq) * (r_h * r * np.float32(0.25))
-        return self._add(x, y * self.t[layer + "down.scale"])
+        r = r_h * r * (self.residual * np.float32(2.0**-16))
+        return self._project(x, layer + "mlp", layer + "down", hq, r)
+
+    def _project(self, x: Int, part: str, product: str, q: Int, r: Float) -> Int:
+        """The last product of a part of a layer, of inputs q, r in residual units: onto x."""
+        acc, scale = self._product(product, q), self.t[product + ".scale"]
+        if not self.arch.post_norms:
+            return self._add(x, acc * r * scale)
+        m = np.abs(acc * scale).max(axis=-1, keepdims=True)
+        inverse = (np.float32(POST_LIMIT) / np.where(m == 0, np.float32(1), m)).astype(np.float32)
+        u = rint(acc * inverse * scale, -RESIDUAL_MAX, RESIDUAL_MAX)
+        with np.errstate(over="ignore"):
+            unit: Float = np.clip(m * np.float32(1 / POST_LIMIT) * r, MIN_UNIT, MAX_UNIT)
+        epsilon = np.float32(self.arch.epsilon_units()) / (unit * unit)
+        total = (u * u).sum(axis=-1, keepdims=True) + rint(epsilon, 0, MAX_EPSILON)
+        c = np.sqrt(np.float32(self.arch.d_model) / f(np.maximum(total, 1)))
+        return self._add(x, f(u) * (c * self.residual) * self.t[part + ".post_norm"])
 
     @staticmethod
     def _add(x: Int, y: Float) -> Int:

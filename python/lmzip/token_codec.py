@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from lmzip import _core, llama_model
-from lmzip.codec import CodecRequest, lane_ranges
+from lmzip.codec import TOKEN_PROFILE, CodecRequest, lane_ranges
 from lmzip.container import METHOD_TOKENS
 from lmzip.errors import UnsupportedError
 from lmzip.tokenization import Tokenizer
@@ -36,12 +36,26 @@ def _open_model(path: Path, model_id: bytes) -> _Opened:
 
 
 class TokenCodec:
-    """A FrameCodec (codec.py).  Encoding needs the tokenizers library, decoding does not."""
+    """A FrameCodec (codec.py).  Encoding needs the tokenizers library, decoding does not.
 
-    method, table_bits, profile = METHOD_TOKENS, 0, 0
+    Raises UnsupportedError for an unknown profile.
+    """
+
+    method, table_bits, profile = METHOD_TOKENS, 0, TOKEN_PROFILE
 
     def __init__(self, request: CodecRequest) -> None:
         assert request.model is not None
+        if request.profile < TOKEN_PROFILE:
+            raise UnsupportedError(
+                f"a frame of tokens has profile {request.profile}, which only development versions "
+                f"of lmzip wrote; this one knows {TOKEN_PROFILE}: decode it with the lmzip that "
+                "wrote it"
+            )
+        if request.profile > TOKEN_PROFILE:
+            raise UnsupportedError(
+                f"a frame of tokens has profile {request.profile}; this lmzip knows "
+                f"{TOKEN_PROFILE}: update lmzip-codec"
+            )
         self.model_id, self.model_name = request.model.id, request.model.name
         self._threads = request.threads
         self._model = _open_model(request.model.path, request.model.id)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lmzip.errors import LmzipError, UnsupportedError
@@ -141,17 +141,22 @@ def token_bytes(document: dict[str, Any], size: int) -> list[bytes]:
         if t["special"]:
             special.add(t["content"])
         elif t["id"] < size:
-            tokens[t["id"]] = t["content"].encode()
+            tokens[t["id"]] = _added(t["content"], to_bytes)
     for text, i in model["vocab"].items():
         if i < size and text not in special and not tokens[i]:
             tokens[i] = to_bytes(text)
     return tokens
 
 
+def _added(text: str, to_bytes: Callable[[str], bytes]) -> bytes:
+    """SentencePiece writes spaces of such a token as of any other; byte-level BPE writes as is."""
+    return to_bytes(text) if to_bytes is _sentencepiece else text.encode()
+
+
 def start_token(document: dict[str, Any], size: int, first: Any = None) -> int:
     """What stands before a text: the token between documents, else `first` (of a sequence)."""
     special = {t["content"]: t["id"] for t in document.get("added_tokens") or [] if t["special"]}
-    named = [special.get(name) for name in ("<|endoftext|>", "<|begin_of_text|>", "<s>")]
+    named = [special.get(name) for name in ("<|endoftext|>", "<|begin_of_text|>", "<bos>", "<s>")]
     for token in [*named, first, *special.values()]:
         if isinstance(token, int) and 0 <= token < size and token in special.values():
             return token

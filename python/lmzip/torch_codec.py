@@ -5,7 +5,6 @@ device_codec.py.  The cores code in _core.LockstepEncoder or LockstepDecoder.  A
 bytes for a byte without the mixer, 512 with it (lanes.py).
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -17,6 +16,7 @@ from lmzip import _core
 from lmzip.codec import CodecRequest, lane_ranges
 from lmzip.container import METHOD_NETWORK
 from lmzip.device_codec import (
+    WRONG_KERNELS,
     DecodeGroup,
     DeviceCodec,
     DeviceWorker,
@@ -26,6 +26,8 @@ from lmzip.device_codec import (
     Shape,
     finish_frames,
     power_of_two,
+    triton_missing,
+    warn_of_torch,
 )
 from lmzip.lanes import DISTANCES, INTERVALS, LOGITS, SEARCH, Lanes
 from lmzip.model_file import Architecture, ExactModel, load
@@ -183,33 +185,17 @@ def open_engine(model: ExactModel, device: torch.device) -> Callable[[int, int, 
     if device.type == "cpu":
         portable = TorchEngine(model, device)
         return lambda lanes, count, mode: TorchLanes(portable, lanes, count, mode)
-    missing = _triton_missing(device)
+    missing = triton_missing(device)
     if missing is None:
         from lmzip.triton_engine import TritonEngine, TritonLanes
 
         engine = TritonEngine(model, device)
         if agrees_with_native(model, lambda *shape: TritonLanes(engine, *shape)):
             return lambda lanes, count, mode: TritonLanes(engine, lanes, count, mode)
-        missing = "its kernels do not give the integers of the CPU there: please report this"
-    warnings.warn(
-        f"{device}: {missing}; PyTorch's own operations are used, which are slower",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+        missing = WRONG_KERNELS
+    warn_of_torch(device, missing)
     portable = TorchEngine(model, device)
     return lambda lanes, count, mode: TorchLanes(portable, lanes, count, mode)
-
-
-def _triton_missing(device: torch.device) -> str | None:
-    if torch.version.hip is not None:
-        return "the Triton engine has not been tried on AMD's GPUs"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "it has no tensor cores for int8 products that Triton uses"
-    try:
-        import triton  # type: ignore[import-untyped] # noqa: F401
-    except ImportError:
-        return "Triton is not installed (lmzip-codec[cuda])"
-    return None
 
 
 def agrees_with_native(

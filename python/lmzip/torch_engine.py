@@ -9,6 +9,7 @@ that contracts multiplications and additions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -95,18 +96,20 @@ class Product:
     """
 
     def __init__(self, weight: Tensor, scale: Tensor, largest_input: int) -> None:
-        self.scale = scale
-        self.outputs, inputs = weight.shape
+        self.weight, self.scale, self.largest_input = weight, scale, largest_input
+        self.outputs, self.inputs = weight.shape
         self.wide = largest_input > 127
-        self.int8 = int8_sums_are_exact(weight.device) and inputs % INT_MM_STEP == 0
+        self.int8 = int8_sums_are_exact(weight.device) and self.inputs % INT_MM_STEP == 0
+
+    @cached_property
+    def columns(self) -> Tensor:
         if self.int8:
             missing = -self.outputs % INT_MM_STEP
             # A view: on CUDA cuBLAS has int8 kernels for this order only.
-            self.columns = torch.nn.functional.pad(weight, (0, 0, 0, missing)).T
-        else:
-            bound = inputs * largest_input * 127
-            dtype = torch.float32 if bound < EXACT_FLOAT32 else torch.float64
-            self.columns = weight.T.to(dtype).contiguous()
+            return torch.nn.functional.pad(self.weight, (0, 0, 0, missing)).T
+        bound = self.inputs * self.largest_input * 127
+        dtype = torch.float32 if bound < EXACT_FLOAT32 else torch.float64
+        return self.weight.T.to(dtype).contiguous()
 
     def __call__(self, rows: Tensor) -> Tensor:
         flat = rows.flatten(0, -2)
@@ -306,6 +309,7 @@ class TorchLanes:
         return rows
 
     def _search(self, logits: Tensor, slots: Array) -> Array:
-        symbols = coder_torch.find_symbols(logits, np.asarray(slots, np.int64))
+        wanted = torch.from_numpy(np.asarray(slots, np.int64)).to(self._engine.device)
+        symbols: Array = coder_torch.find_symbols(logits, wanted).cpu().numpy()
         self._found = symbols[:, 0].astype(np.uint8)
         return symbols

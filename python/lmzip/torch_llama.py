@@ -21,9 +21,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lmzip import token_answers
 from lmzip.cuda_graph import CudaGraph
+from lmzip.lanes import INTERVALS, LOGITS, SEARCH
 from lmzip.llama_model import LlamaModel
-from lmzip.llama_reference import EXP16, RESIDUAL_MAX, TINY, limit
+from lmzip.llama_reference import (
+    EXP16,
+    MAX_EPSILON,
+    MAX_UNIT,
+    MIN_UNIT,
+    POST_LIMIT,
+    RESIDUAL_MAX,
+    TINY,
+    limit,
+)
 from lmzip.model_file import Array
 from lmzip.reference import LOGIT_MAX
 from lmzip.torch_engine import (
@@ -54,6 +65,7 @@ class Layout(NamedTuple):
 
     window: int
     sinks: int
+    local: bool  # which of the two rotations
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,8 @@ class Layer:
     down: Product
     attention_norm: Tensor
     mlp_norm: Tensor
+    attention_post_norm: Tensor | None
+    mlp_post_norm: Tensor | None
 
 
 @dataclass
@@ -102,7 +116,8 @@ class Place(NamedTuple):
     slots: Tensor  # (count): those of its own keys
     used: int  # the first slots, which hold all keys that are seen
     seen: Tensor  # (count, used) bool
-    far: tuple[Tensor, Tensor] | None  # rotation of queries that meet sinks; None: as the near one
+    near: tuple[Tensor, Tensor]  # rotation of its keys and queries
+    far: tuple[Tensor, Tensor] | None  # of queries that meet sinks; None: as the near one
 
 
 def quantize(y: Tensor, largest: int) -> Rows:
@@ -135,9 +150,12 @@ class TorchLlama:
         unused = model.tensors["tokens.size"] == 0
         unused[a.escape] = False
         self.unused = torch.from_numpy(unused).to(self.device)
+        self.residual = float(1 << a.residual_bits)
         self.softmax = self._tensor("softmax")
         self.sigmoid = torch.from_numpy(model.tensors["sigmoid"].astype(np.float32)).to(self.device)
         self.frequency = self._tensor("rotary.frequency")
+        if any(a.local):
+            self.local_frequency = self._tensor("rotary.local_frequency")
         self.cosine = self._tensor("rotary.cosine")
         gaps = np.arange(LAST_GAP + 1)
         exponentials = (EXP16[gaps & 31] >> (gaps >> 5)).astype(np.float32)
@@ -162,13 +180,16 @@ class TorchLlama:
             weight, scale = (self._tensor(f"{prefix}{name}.{kind}") for kind in ("weight", "scale"))
             return Product(weight, scale, self._limit(inputs, name))
 
+        def post_norm(part: str) -> Tensor | None:
+            return self._tensor(f"{prefix}{part}.post_norm") if a.post_norms else None
+
         norm = None
         if a.qk_norm:
             counts = {"q": a.n_heads, "k": a.n_kv_heads}
             gains = [self._tensor(f"{prefix}{n}.norm").expand(c, -1) for n, c in counts.items()]
             norm = torch.cat(gains)
         return Layer(
-            layout=Layout(a.windows[i], a.sinks[i]),
+            layout=Layout(a.windows[i], a.sinks[i], any(a.local[i : i + 1])),
             qkv=product("qkv", a.d_model),
             bias=self._tensor(prefix + "qkv.bias"),
             head_norm=norm,
@@ -177,6 +198,8 @@ class TorchLlama:
             down=product("down", a.d_ff),
             attention_norm=self._tensor(prefix + "attention.norm"),
             mlp_norm=self._tensor(prefix + "mlp.norm"),
+            attention_post_norm=post_norm("attention"),
+            mlp_post_norm=post_norm("mlp"),
         )
 
     # ── state ──
@@ -229,10 +252,10 @@ class TorchLlama:
         position = int(state.position)
         out: tuple[list[Array], list[Array], list[Array], list[Array]] = ([], [], [], [])
         for layer, c in zip(self.layers, state.caches, strict=True):
-            window, sinks = layer.layout
-            held = state.held[layer.layout].tolist()
+            window, sinks = layer.layout.window, layer.layout.sinks
+            ring = c.keys.shape[2] - sinks
             seen = [t for t in range(position) if t < sinks or t >= position - window]
-            slots = [held.index(t) for t in seen]
+            slots = [t if t < sinks else sinks + (t - sinks) % ring for t in seen]
             for to, t in zip(out, (c.keys, c.values, c.key_scales, c.value_scales), strict=True):
                 to.append(t[:, :, slots].transpose(1, 2).cpu().numpy())
         return position, *out
@@ -253,32 +276,40 @@ class TorchLlama:
             return self._block(state, tokens.to(self.device))
         return torch.cat([self._block(state, block) for block in blocks], 1)
 
+    # ── what coders ask of rows of logits: token_answers.py ──
+
+    guess_freqs = staticmethod(token_answers.guess_freqs)
+    answers = staticmethod(token_answers.answers)
+    search = staticmethod(token_answers.search)
+
+    # ── the network ──
+
     def _block(self, state: State, tokens: Tensor) -> Tensor:
         at = state.position + torch.arange(tokens.shape[1], device=self.device)
         if state.filled is not None:
             state.filled += len(at)
-        near = self._rotation(at)
         places = {layout: self._place(state, layout, at) for layout in state.held}
-        factor = (self.embedding_scale[tokens] * 2.0**14).unsqueeze(-1)
+        factor = (self.embedding_scale[tokens] * self.residual).unsqueeze(-1)
         x = rint(self.embedding[tokens].float() * factor, -RESIDUAL_MAX, RESIDUAL_MAX).int()
         for layer, cache in zip(self.layers, state.caches, strict=True):
-            x = self._attend(layer, x, cache, near, places[layer.layout])
+            x = self._attend(layer, x, cache, places[layer.layout])
             x = self._feed_forward(layer, x)
         state.position += len(at)
         xq, r = self._normalize(x, self.head_norm, "head")
         logits = rint(self.head(xq).mul_(r).mul_(self.head.scale), -LOGIT_MAX, LOGIT_MAX).int()
         return logits.masked_fill_(self.unused, -LOGIT_MAX)
 
-    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _rotation(self, local: bool, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine (count, 1, d / 2) int32."""
-        phase = (positions[:, None, None] * self.frequency) & 0xFFFFFFFF
+        frequency = self.local_frequency if local else self.frequency
+        phase = (positions[:, None, None] * frequency) & 0xFFFFFFFF
         index = ((phase + (1 << 19)) & 0xFFFFFFFF) >> 20
         cosine = self.cosine.int()
         return cosine[index], cosine[(index + 3072) & 4095]
 
     def _place(self, state: State, layout: Layout, at: Tensor) -> Place:
         """Where the positions `at` go; notes that they are there."""
-        window, sinks = layout
+        window, sinks, local = layout
         held = state.held[layout]
         ring = len(held) - sinks
         slots = torch.where(at < sinks, at, sinks + (at - sinks) % ring)
@@ -289,8 +320,8 @@ class TorchLlama:
         end = window + sinks - 1
         far = None
         if sinks and (state.filled is None or state.filled > end):
-            far = self._rotation(at.clamp_max(end))
-        return Place(slots, used, seen, far)
+            far = self._rotation(local, at.clamp_max(end))
+        return Place(slots, used, seen, self._rotation(local, at), far)
 
     def _normalize(self, x: Tensor, gain: Tensor, product: str) -> Rows:
         """Root-mean-square normalization with gain, and quantization."""
@@ -304,9 +335,7 @@ class TorchLlama:
         root = square_root(torch.full_like(divisor, d) / divisor) * self.powers[s]
         return Rows(xq, q * root)
 
-    def _attend(
-        self, layer: Layer, x: Tensor, cache: Cache, near: tuple[Tensor, Tensor], place: Place
-    ) -> Tensor:
+    def _attend(self, layer: Layer, x: Tensor, cache: Cache, place: Place) -> Tensor:
         a = self.arch
         xq, r = self._normalize(x, layer.attention_norm, "qkv")
         y = layer.qkv(xq).mul_(r * 4096.0).mul_(layer.qkv.scale)
@@ -314,7 +343,7 @@ class TorchLlama:
         u = u.view(*x.shape[:2], -1, a.head_dim)
         rotated = a.n_heads + a.n_kv_heads
         leveled = self._level(layer, u[:, :, :rotated])
-        heads = self._rotate(leveled, near)
+        heads = self._rotate(leveled, place.near)
         queries = Rows(heads.q[:, :, : a.n_heads], heads.r[:, :, : a.n_heads])
         far = None
         if place.far is not None:
@@ -330,7 +359,7 @@ class TorchLlama:
             to.index_copy_(2, place.slots, new.transpose(1, 2))
         p = self._average(layer.layout, queries, far, cache, place)
         pq, r = quantize(p, self._limit(a.n_heads * a.head_dim, "out"))
-        return self._add(x, layer.out(pq).mul_(r * 2.0**14).mul_(layer.out.scale))
+        return self._project(x, layer.out, layer.attention_post_norm, pq, r * self.residual)
 
     def _level(self, layer: Layer, u: Tensor) -> Rows:
         """Heads (lanes, count, heads, d) to 14 bits and their scale (lanes, count, heads, 1)."""
@@ -391,7 +420,7 @@ class TorchLlama:
         gap = u.amax(-1, keepdim=True).sub(u).clamp_max_(LAST_GAP)
         e = self.exponentials[gap.int()]
         total = e.sum(-1, keepdim=True, dtype=torch.float64).float()  # exact, then rounded once
-        slots = sum(layout)
+        slots = layout.window + layout.sinks
         e.mul_(cache.value_scales[:, :, None, None])
         w, r = quantize(e, limit(slots, True, 16383))
         w, values = w.flatten(2, 3), cache.values  # (lanes, G, H / G * count, slots)
@@ -426,7 +455,27 @@ class TorchLlama:
         g = acc[..., :f].mul_(r).mul_(s[:f])
         h = g * self._sigmoid(g) * acc[..., f:].mul_(s[f:])
         hq, r_h = quantize(h, self._limit(f, "down"))
-        return self._add(x, layer.down(hq).mul_(r_h * r * 0.25).mul_(layer.down.scale))
+        r = r_h * r * (self.residual * 2.0**-16)
+        return self._project(x, layer.down, layer.mlp_post_norm, hq, r)
+
+    def _project(
+        self, x: Tensor, product: Product, gain: Tensor | None, q: Tensor, r: Tensor
+    ) -> Tensor:
+        """The last product of a part of a layer, of inputs q, r in residual units: onto x."""
+        acc = product(q)
+        if gain is None:
+            return self._add(x, acc.mul_(r).mul_(product.scale))
+        m = (acc * product.scale).abs_().amax(-1, keepdim=True)
+        most = torch.full_like(m, POST_LIMIT)
+        # m is 0 or at least 2^-40; where it is 0, so is acc
+        u = acc.mul_(most / m.clamp_min(float(TINY))).mul_(product.scale).round_()
+        unit = (m * (1 / POST_LIMIT) * r).clamp_(float(MIN_UNIT), float(MAX_UNIT))
+        epsilon = torch.full_like(unit, self.arch.epsilon_units()) / (unit * unit)
+        rounded = epsilon.clamp_max_(float(MAX_EPSILON)).round_().long()
+        total = u.long().square_().sum(-1, keepdim=True) + rounded
+        divisor = total.clamp_min_(1).float()
+        c = square_root(torch.full_like(divisor, self.arch.d_model) / divisor)
+        return self._add(x, u.mul_(c * self.residual).mul_(gain))
 
     def _sigmoid(self, g: Tensor) -> Tensor:
         return self.sigmoid[rint(g * 256.0, -4096, 4095).int() + 4096]
@@ -438,24 +487,58 @@ class TorchLlama:
 
 
 class LlamaLanes:
-    """Blocks of lanes of a TorchLlama, evaluated while the CPU codes others.
+    """Blocks of lanes of an engine, evaluated while the CPU codes others.
+
+    A mode of lanes.py says what comes back of the rows (lanes, count) of a block:
+
+        LOGITS      (lanes, count, vocabulary) int32
+        INTERVALS   (lanes, count, 3) uint32: the answers to guesses and tokens (token_answers.py)
+        SEARCH      (lanes, 1) uint32: the freqs of guesses; then search() finds tokens
 
     On CUDA a block is one graph, on a stream of its own, between copies from and to pinned memory;
     launch() returns at once.  On the CPU launch() computes.
     """
 
-    def __init__(self, engine: TorchLlama, lanes: int, count: int, positions: int) -> None:
-        self._engine = engine
+    def __init__(
+        self, engine: TorchLlama, lanes: int, count: int, positions: int, mode: str = LOGITS
+    ) -> None:
+        if mode == SEARCH and count != 1:
+            raise ValueError("a search finds one token of each lane at a time")
+        self._engine, self._mode = engine, mode
         cuda = engine.device.type == "cuda"
         self._state = engine.start(lanes, positions, count, graph=cuda)
-        self._tokens = torch.zeros(lanes, count, dtype=torch.int64, pin_memory=cuda)
+        # Tokens, guesses, tokens to be coded: 4 bytes each cross the bus.
+        wanted = {LOGITS: 1, SEARCH: 2, INTERVALS: 3}[mode]
+        self._given = torch.zeros(wanted, lanes, count, dtype=torch.int32, pin_memory=cuda)
+        self._slots = torch.zeros(lanes, dtype=torch.int32, pin_memory=cuda)
         self._graph: CudaGraph[Tensor] | None = None
+        self._search_graph: CudaGraph[Tensor] | None = None
+        self._inputs, self._wanted_slots = self._given, self._slots  # on the device
         if cuda:
-            shape = lanes, count, engine.arch.vocabulary
-            self._out = torch.empty(shape, dtype=torch.int32, pin_memory=True)
-            self._inputs = self._tokens.to(engine.device)
-            self._graph = CudaGraph(engine.device, lambda: engine.feed(self._state, self._inputs))
+            self._inputs, self._wanted_slots = (
+                t.to(engine.device) for t in (self._given, self._slots)
+            )
+            self._graph = CudaGraph(engine.device, self._evaluate)
+            self._out = torch.empty_like(self._graph.result, device="cpu", pin_memory=True)
+            if mode == SEARCH:
+                # Before the blocks of other lanes, which would keep this one waiting.
+                self._search_graph = CudaGraph(engine.device, self._search, priority=-1)
+                result = self._search_graph.result
+                self._found = torch.empty_like(result, device="cpu", pin_memory=True)
             self.restart()
+
+    def _evaluate(self) -> Tensor:
+        logits = self._engine.feed(self._state, self._inputs[0])
+        if self._mode == LOGITS:
+            return logits
+        self._rows = logits.flatten(0, 1)
+        asked = self._inputs[1:].flatten(1)
+        if self._mode == SEARCH:
+            return self._engine.guess_freqs(self._rows, asked[0]).view(*logits.shape[:2])
+        return self._engine.answers(self._rows, *asked).view(*logits.shape[:2], 3)
+
+    def _search(self) -> Tensor:
+        return self._engine.search(self._rows, self._inputs[1].flatten(), self._wanted_slots)
 
     def restart(self) -> None:
         """Go back to position 0, with new lanes."""
@@ -465,23 +548,44 @@ class LlamaLanes:
         with self._graph.on_stream():
             self._engine.restart(self._state)
 
-    def launch(self, tokens: NDArray[np.uint32]) -> None:
-        """Start to evaluate the next block; tokens (lanes, count) are copied."""
+    def launch(self, *given: NDArray[np.uint32]) -> None:
+        """Start to evaluate the next block: the tokens that go in (lanes, count), and what the mode
+        asks: guesses or ~0, tokens that are coded.  All are copied."""
         # The last block is done, so its copy from pinned memory is too.
-        np.copyto(self._tokens.numpy(), tokens)
+        for to, array in zip(self._given.numpy(), given, strict=True):
+            np.copyto(to, array.view(np.int32))
         if self._graph is None:
-            self._out = self._engine.feed(self._state, self._tokens)
+            self._out = self._evaluate()
             return
         with self._graph.on_stream():
-            self._inputs.copy_(self._tokens, non_blocking=True)
+            self._inputs.copy_(self._given, non_blocking=True)
             self._graph.replay()
             self._out.copy_(self._graph.result, non_blocking=True)
             self._graph.record_done()
 
-    def wait(self) -> NDArray[np.int32]:
-        """Logits (lanes, count, vocabulary), whoever reads them may change them; they stay until
-        the next launch."""
+    def wait(self) -> NDArray[np.uint32]:
+        """What the mode gives, but for LOGITS; whoever reads it may change it; it stays until the
+        next launch."""
+        return self.wait_logits().view(np.uint32)
+
+    def wait_logits(self) -> NDArray[np.int32]:
+        """The same, in the mode LOGITS."""
         if self._graph is not None:
             self._graph.wait()
         out: NDArray[np.int32] = self._out.numpy()
         return out
+
+    def search(self, slots: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Once wait() has returned: (lanes, 3), the token that holds each lane's slot without the
+        guess, its lo and freq; for a slot of ~0 any numbers."""
+        np.copyto(self._slots.numpy(), slots.view(np.int32))
+        if self._search_graph is None:
+            return self._search().numpy().view(np.uint32)
+        with self._search_graph.on_stream():
+            self._wanted_slots.copy_(self._slots, non_blocking=True)
+            self._search_graph.replay()
+            self._found.copy_(self._search_graph.result, non_blocking=True)
+            self._search_graph.record_done()
+        self._search_graph.wait()
+        found: NDArray[np.uint32] = self._found.numpy().view(np.uint32)
+        return found

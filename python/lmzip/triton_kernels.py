@@ -45,11 +45,13 @@ SEARCH = tl.constexpr(3)
 def _round_bits(x):
     bits = x.to(tl.int32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF
-    # abs(x) < 2^23: there is at least one bit behind the point; with 31 of them nothing is left.
-    drop = tl.minimum(150 - (magnitude >> 23), 31)
+    behind = 150 - (magnitude >> 23)  # bits behind the point; with 31 of them nothing is left
+    drop = tl.minimum(tl.maximum(behind, 1), 31)
     significand = (magnitude & 0x7FFFFF) | 0x800000
     below_half = (1 << (drop - 1)) - 1
     rounded = (significand + below_half + ((significand >> drop) & 1)) >> drop
+    whole = significand << tl.minimum(tl.maximum(-behind, 0), 7)  # abs(x) < 2^31
+    rounded = tl.where(behind > 0, rounded, whole)
     return tl.where(bits < 0, -rounded, rounded)
 
 

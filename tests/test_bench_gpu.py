@@ -1,0 +1,46 @@
+"""bench/gpu.py as it will run on a GPU, tiny, in Triton's interpreter: launches, comparisons and
+table of the pretrained models' engine; and the estimate."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="PyTorch is not installed")
+pytest.importorskip("triton", reason="Triton is not installed")
+
+SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "gpu.py"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_a_tiny_run(tmp_path) -> None:
+    results = tmp_path / "gpu.csv"
+    done = run("--device", "cpu", "--only", "tokens", "--results", str(results))
+    assert done.returncode == 0, done.stderr[-3000:]
+    with results.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["what"] == "equality"
+    stages = [row for row in rows if row["what"] == "stage"]
+    for count in ("1", "8"):
+        of_block = {row["stage"] for row in stages if row["count"] == count}
+        expected = {"qkv product", "attention", "gate product", "normalize", "head product"}
+        assert of_block >= expected | {"answers", "down product, torch._int_mm", "whole block"}
+        assert ("search" in of_block) == (count == "1")
+    assert all(float(row["us"]) > 0 for row in stages)
+    frames = {row["direction"]: row for row in rows if row["what"] == "frames"}
+    assert frames.keys() == {"encode", "decode"}
+    assert all(float(row["tokens_s"]) > 0 and "interpreter" in row["device"] for row in rows[-2:])
+
+
+def test_the_estimate() -> None:
+    done = run("--estimate")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith("ESTIMATE ON PAPER, not a measurement")
+    assert "SmolLM2-135M" in done.stdout

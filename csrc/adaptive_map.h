@@ -76,10 +76,11 @@ class Apm {
   static constexpr uint32_t kInitialCount = 6;
 
   explicit Apm(size_t contexts) : knots_(contexts * kKnots) {
-    for (size_t i = 0; i < knots_.size(); ++i) {
-      const int x = static_cast<int>(i % kKnots) * kStep - kOffset;
+    for (size_t i = 0; i < kKnots; ++i) {
+      const int x = static_cast<int>(i) * kStep - kOffset;
       knots_[i] = static_cast<uint32_t>(squash(clamp_stretch(x))) << 10 | kInitialCount;
     }
+    for (size_t i = kKnots; i < knots_.size(); ++i) knots_[i] = knots_[i - kKnots];
   }
 
   // The refined probability of 22 bits of a stretched one.

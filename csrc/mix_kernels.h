@@ -122,10 +122,6 @@ struct PortableKernel {
     sums[0] = 0;
     return std::max(0, static_cast<int>(std::bit_width(sums[1])) - 22);
   }
-
-  static InputPair stretch_two(uint32_t p, uint32_t q) {
-    return {static_cast<int16_t>(stretch(p)), static_cast<int16_t>(stretch(q))};
-  }
 };
 
 #if defined(__x86_64__)
@@ -238,13 +234,6 @@ struct Avx2Kernel {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(&stretched[n]),
                           _mm256_permute4x64_epi64(z, 0xD8));
     }
-  }
-
-  LMZIP_AVX2 InputPair stretch_two(uint32_t p, uint32_t q) {
-    const __m128i both = _mm256_castsi256_si128(stretched(_mm256_castsi128_si256(
-        _mm_insert_epi32(_mm_cvtsi32_si128(static_cast<int>(p)), static_cast<int>(q), 1))));
-    return {static_cast<int16_t>(_mm_extract_epi16(both, 0)),
-            static_cast<int16_t>(_mm_extract_epi16(both, 2))};
   }
 
  private:

@@ -85,6 +85,7 @@ def main() -> None:
             (10_000, 2, []),
             (100_000, 2, []),
             (args.size, 1, []),
+            (args.size, 1, ["--preset", "network"]),
             (args.size, 2, []),
             (args.size, 2, ["--preset", "network"]),
             (args.size, 2, ["--preset", "fast"]),

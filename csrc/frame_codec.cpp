@@ -58,7 +58,8 @@ MixerParams mixer_params(const FrameParams& params) {
 // Encoding knows all bytes from the start.  The work is a list of tasks that are started in order,
 // by whichever thread is free, and each waits only for tasks before it, so there is always one that
 // can go on.  Bands of kBand positions: the network takes a lane's band at once; the coder of the
-// lane, or the mixer for all lanes, follows.
+// lane follows.  The mixer, for all lanes of a band, is run by the first thread alone, whenever a
+// band is ready: between two threads its tables would move from one core's cache to the other's.
 class FrameEncoder {
  public:
   FrameEncoder(const FrameParams& params, std::span<const uint8_t> raw, size_t lanes)
@@ -79,22 +80,26 @@ class FrameEncoder {
     for (size_t band = 0; band < bands; ++band) {
       for (size_t lane = 0; lane < pieces_.active(band * kBand); ++lane)
         tasks_.push_back({band, lane});
-      if (has_mixer(params) && band > 0) tasks_.push_back({band - 1, kMixTask});
     }
-    if (has_mixer(params) && bands > 0) tasks_.push_back({bands - 1, kMixTask});
   }
 
   Payloads run(Interrupt interrupt) {
     Job job(std::move(interrupt));
-    run_threads(job, std::clamp<size_t>(params_.threads, 1, std::min(tasks_.size(), kMaxThreads)),
-                [&](size_t thread) { work(job, thread); });
+    const size_t threads =
+        std::clamp<size_t>(params_.threads, 1, std::min(tasks_.size(), kMaxThreads));
+    // So many predict faster than one thread mixes; it should not predict besides.
+    const bool mixes_only = has_mixer(params_) && threads >= kThreadsPerMixer;
+    run_threads(job, threads, [&](size_t thread) {
+      if (thread != 0 || !mixes_only) work(job, thread);
+      if (thread == 0) mix_until(job, bands_ready_.size());
+    });
     Payloads payloads;
     for (RangeEncoder& coder : coders_) payloads.push_back(coder.finish());
     return payloads;
   }
 
  private:
-  static constexpr size_t kMixTask = ~size_t{0};
+  static constexpr size_t kThreadsPerMixer = 8;
   struct Task {
     size_t band, lane;
   };
@@ -105,11 +110,8 @@ class FrameEncoder {
     for (size_t i; (i = next_task_.fetch_add(1)) < tasks_.size();) {
       job.check(thread);
       const auto [band, lane] = tasks_[i];
-      if (lane == kMixTask) {
-        mix(job, thread, band);
-      } else {
-        predict(job, thread, band, lane, workspace, logits.data());
-      }
+      predict(job, thread, band, lane, workspace, logits.data());
+      while (thread == 0 && can_mix()) mix();
     }
   }
 
@@ -155,7 +157,11 @@ class FrameEncoder {
 
   void hand_over(Job& job, size_t thread, size_t band, size_t lane, std::span<const uint8_t> bytes,
                  const int32_t* logits) {
-    job.wait(thread, [&] { return mixed_.load(std::memory_order_acquire) + kSlots > band; });
+    if (thread == 0) {
+      mix_until(job, band < kSlots ? 0 : band - kSlots + 1);
+    } else {
+      job.wait(thread, [&] { return mixed_.load(std::memory_order_acquire) + kSlots > band; });
+    }
     uint32_t weights[kLogits];
     for (size_t i = 0; i < bytes.size(); ++i) {
       logits_to_weights(logits + i * kLogits, kLogits, weights);
@@ -164,12 +170,25 @@ class FrameEncoder {
     bands_ready_[band].fetch_add(1, std::memory_order_release);
   }
 
-  void mix(Job& job, size_t thread, size_t band) {
+  // The first thread: until so many bands are mixed.
+  void mix_until(Job& job, size_t bands) {
+    while (mixed_.load(std::memory_order_relaxed) < bands) {
+      job.check(0);
+      job.wait(0, [&] { return can_mix(); });
+      mix();
+    }
+  }
+
+  // Whether all lanes of the next band are predicted.
+  bool can_mix() const {
+    const size_t band = mixed_.load(std::memory_order_relaxed);
+    return band < bands_ready_.size() &&
+           bands_ready_[band].load(std::memory_order_acquire) == pieces_.active(band * kBand);
+  }
+
+  void mix() {
+    const size_t band = mixed_.load(std::memory_order_relaxed);
     const size_t begin = band * kBand, end = std::min(begin + kBand, pieces_.stride);
-    job.wait(thread, [&] {
-      return bands_ready_[band].load(std::memory_order_acquire) == pieces_.active(begin) &&
-             mixed_.load(std::memory_order_acquire) == band;
-    });
     for (size_t t = begin; t < end; ++t) {
       for (size_t lane = 0; lane < pieces_.active(t); ++lane) {
         mixer_[0].encode_byte(static_cast<int>(lane), raw_[pieces_.begin(lane) + t],

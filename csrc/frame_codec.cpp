@@ -60,6 +60,7 @@ MixerParams mixer_params(const FrameParams& params) {
 // can go on.  Bands of kBand positions: the network takes a lane's band at once; the coder of the
 // lane follows.  The mixer, for all lanes of a band, is run by the first thread alone, whenever a
 // band is ready: between two threads its tables would move from one core's cache to the other's.
+// Who waits for the mixer has left all gates of its lane, so the first thread never waits for it.
 class FrameEncoder {
  public:
   FrameEncoder(const FrameParams& params, std::span<const uint8_t> raw, size_t lanes)

@@ -393,6 +393,8 @@ class Engine final : public MixerEngine {
     node_ = 1;
     match_.begin_byte(lane);
     long_match_.begin_byte(lane);
+    if (kAblation && match_off_) match_.expected = 0;
+    if (kAblation && long_match_off_) long_match_.expected = 0;
     select_ = selectors(lane);
     if constexpr (kNetwork) {
       caution_[lane] -= caution_[lane] / kCautionFades + (caution_[lane] > 0);
@@ -453,7 +455,7 @@ class Engine final : public MixerEngine {
   // it has failed of late, and the match does not object: it costs next to nothing, and the models
   // are spared.
   void begin_bit(int i) {
-    match_holds_ = match_.holds(i, partial_) && !(kAblation && match_off_);
+    match_holds_ = match_.holds(i, partial_);
     if constexpr (kNetwork) {
       opinion_ = nodes_[node_];
       sure_ = std::abs(opinion_) >= least_sure_ &&
@@ -497,9 +499,8 @@ class Engine final : public MixerEngine {
       const uint8_t state = buckets_[slot][node];
       inputs_.cells[slot] = &maps_[slot][kAblation && off_[slot] ? 0 : state];
     }
-    inputs_.cells[kMatchSlot] = match_.cell(i, kAblation && match_off_ ? 0 : partial_);
-    inputs_.cells[kLongMatchSlot] =
-        long_match_.cell(i, kAblation && long_match_off_ ? 0 : partial_);
+    inputs_.cells[kMatchSlot] = match_.cell(i, partial_);
+    inputs_.cells[kLongMatchSlot] = long_match_.cell(i, partial_);
   }
 
   // What the match says of the network's opinion: nothing, the same or the opposite, by its length.

@@ -106,9 +106,9 @@ def estimate(bytes_lanes: tuple[int, ...], token_lanes: tuple[int, ...]) -> None
     for name, a in gpu_tokens.architectures().items():
         print(f"\n{name} ({a.parameters() / 1e6:.0f} M weights); steps, then blocks of 64\n")
         for lanes in token_lanes:
-            costs = gpu_tokens.step_costs(a, lanes, 1, True)
+            costs = gpu_tokens.step_costs(a, lanes, 1)
             estimate_block(lanes, f"{lanes:6} lanes", costs, "tokens")
-        costs = gpu_tokens.step_costs(a, 64, 64, False)
+        costs = gpu_tokens.step_costs(a, 64, 64)
         estimate_block(64 * 64, "64 x 64 positions", costs, "tokens")
 
 

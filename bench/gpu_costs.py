@@ -13,7 +13,7 @@ INSTRUCTIONS = {
     "activate": 28, "head": 16, "advance": 1,
     # By Triton 3.9, for SmolLM2-135M's shape; of passes over the vocabulary, the mean.
     "token embed": 87, "token split_heads": 76, "token attention, step": 118,
-    "token attention, block": 144, "normalize": 70, "quantize": 29, "answers": 16, "search": 29,
+    "token attention, block": 144, "normalize": 70, "quantize": 29,
 }  # fmt: skip
 
 

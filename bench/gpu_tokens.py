@@ -59,8 +59,8 @@ def attention_cost(a, layer: int, lanes: int, count: int, kept: bool) -> Cost:
     )
 
 
-def step_costs(a, lanes: int, count: int, search: bool) -> list[tuple[str, Cost]]:
-    """(stage, cost) of a block, with the search of a decoder or the answers of an encoder."""
+def step_costs(a, lanes: int, count: int) -> list[tuple[str, Cost]]:
+    """(stage, cost) of a block."""
     rows, d, f, v = lanes * count, a.d_model, a.d_ff, a.vocabulary
     heads = a.n_heads * a.head_dim
     kv = a.n_kv_heads * a.head_dim
@@ -81,10 +81,6 @@ def step_costs(a, lanes: int, count: int, search: bool) -> list[tuple[str, Cost]
             row_cost("normalize", rows, 4 * d, 2 * d, d),
         ]
     costs.append(("head product", product_cost(a, "head", rows, d, v, 4 * v)))
-    # Two passes over a row for a guess or a token, three for a search.
-    costs.append(row_cost("answers", rows, (8 if search else 16) * v, 20, (2 if search else 4) * v))
-    if search:
-        costs.append(row_cost("search", rows, 12 * v, 16, 3 * v))
     return costs
 
 
@@ -128,7 +124,7 @@ def run(bench) -> None:
         if not bench.in_time():
             return
         engine, native = engine_of(bench, model)
-        bench.add(what="equality", model=name, note="logits and answers equal the native engine's")
+        bench.add(what="equality", model=name, note="logits equal the native engine's")
         shapes = [(2, 1), (2, 8)] if bench.on_cpu else [(n, 1) for n in LANES] + [*PREFILL]
         for lanes, count in shapes:
             if not bench.in_time():
@@ -140,34 +136,29 @@ def run(bench) -> None:
 
 
 def stages(bench, name: str, engine, lanes: int, count: int) -> None:
-    from lmzip.lanes import INTERVALS, SEARCH
     from lmzip.torch_llama import LlamaLanes
 
     a = engine.arch
     positions = max(a.windows) + max(a.sinks) + count
     state = engine.start(lanes, positions, count, graph=True)
     state.position.fill_(positions)  # full windows
-    costs = dict(step_costs(a, lanes, count, count == 1))
+    costs = dict(step_costs(a, lanes, count))
     for stage, call in stage_calls(bench, engine, state, lanes, count):
         # "attention, 32 keys, 1 warps" costs what attention does.
         bench.stage(name, lanes, count, stage, bench.seconds(call), costs[stage.split(",")[0]])
     del state
-    mode = SEARCH if count == 1 else INTERVALS
-    block = LlamaLanes(engine, lanes, count, positions, mode)
-    asked = [bench.numbers(a.vocabulary, lanes, count) for _ in range(2 if count == 1 else 3)]
-    slots = bench.numbers(1 << 30, lanes)
+    block = LlamaLanes(engine, lanes, count, positions)
+    tokens = bench.numbers(a.vocabulary, lanes, count)
 
     def whole() -> None:
-        block.launch(*asked)
+        block.launch(tokens)
         block.wait()
-        if count == 1:
-            block.search(slots)
 
     seconds = bench.wall(whole)
     bench.add(
         what="stage", model=name, lanes=lanes, count=count, stage="whole block",
         us=f"{1e6 * seconds:.1f}", tokens_s=f"{lanes * count / seconds:.0f}",
-        note="graphs with their copies, what the coder asks",
+        note="graph with its copies",
     )  # fmt: skip
 
 
@@ -189,7 +180,6 @@ def stage_calls(bench, engine, state, lanes: int, count: int) -> Iterator[tuple[
     gq = engine.normalize(x, layer.mlp_norm, layer.gate_up)
     h = engine.gate(layer.gate_up, gq)
     hq = engine.quantize(layer.down, h, gq.r)
-    logits = engine.logits(engine.normalize(x, engine.head_norm, engine.head))
     hd = engine.normalize(x, engine.head_norm, engine.head)
 
     def attend():
@@ -223,13 +213,6 @@ def stage_calls(bench, engine, state, lanes: int, count: int) -> Iterator[tuple[
             f"{stage} product, torch._int_mm",
             lambda both=both, columns=columns: torch._int_mm(both, columns),
         )
-    guesses = torch.full((rows,), 1, dtype=torch.int32, device=bench.device)
-    if count == 1:
-        yield "answers", lambda: engine.guess_freqs(logits, guesses)
-        slots = torch.full((rows,), 1 << 29, dtype=torch.int32, device=bench.device)
-        yield "search", lambda: engine.search(logits, guesses, slots)
-    else:
-        yield "answers", lambda: engine.answers(logits, guesses, tokens)
 
 
 def frames(bench, name: str, model, native, lanes: int) -> None:

@@ -31,8 +31,7 @@ def test_a_tiny_run(tmp_path) -> None:
     for count in ("1", "8"):
         of_block = {row["stage"] for row in stages if row["count"] == count}
         expected = {"qkv product", "attention", "gate product", "normalize", "head product"}
-        assert of_block >= expected | {"answers", "down product, torch._int_mm", "whole block"}
-        assert ("search" in of_block) == (count == "1")
+        assert of_block >= expected | {"down product, torch._int_mm", "whole block"}
     assert all(float(row["us"]) > 0 for row in stages)
     frames = {row["direction"]: row for row in rows if row["what"] == "frames"}
     assert frames.keys() == {"encode", "decode"}

@@ -106,7 +106,7 @@ def test_lanes_start_again() -> None:
         rows = []
         for t in range(0, POSITIONS, 4):
             lanes.launch(tokens[:, t : t + 4])
-            rows.append(lanes.wait_logits().copy())
+            rows.append(lanes.wait().copy())
         np.testing.assert_array_equal(np.concatenate(rows, 1), expected)
         lanes.restart()
 
@@ -211,7 +211,7 @@ def test_cuda_graphs_equal_the_reference(model, truth, count) -> None:
         rows = []
         for t in range(0, POSITIONS, count):
             lanes.launch(tokens[:, t : t + count])
-            rows.append(lanes.wait_logits().copy())
+            rows.append(lanes.wait().copy())
         np.testing.assert_array_equal(np.concatenate(rows, 1), truth[0])
         lanes.restart()
 

@@ -309,7 +309,6 @@ class TorchLanes:
         return rows
 
     def _search(self, logits: Tensor, slots: Array) -> Array:
-        wanted = torch.from_numpy(np.asarray(slots, np.int64)).to(self._engine.device)
-        symbols: Array = coder_torch.find_symbols(logits, wanted).cpu().numpy()
+        symbols = coder_torch.find_symbols(logits, np.asarray(slots, np.int64))
         self._found = symbols[:, 0].astype(np.uint8)
         return symbols

@@ -21,9 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmzip import token_answers
 from lmzip.cuda_graph import CudaGraph
-from lmzip.lanes import INTERVALS, LOGITS, SEARCH
 from lmzip.llama_model import LlamaModel
 from lmzip.llama_reference import (
     EXP16,
@@ -276,14 +274,6 @@ class TorchLlama:
             return self._block(state, tokens.to(self.device))
         return torch.cat([self._block(state, block) for block in blocks], 1)
 
-    # ── what coders ask of rows of logits: token_answers.py ──
-
-    guess_freqs = staticmethod(token_answers.guess_freqs)
-    answers = staticmethod(token_answers.answers)
-    search = staticmethod(token_answers.search)
-
-    # ── the network ──
-
     def _block(self, state: State, tokens: Tensor) -> Tensor:
         at = state.position + torch.arange(tokens.shape[1], device=self.device)
         if state.filled is not None:
@@ -489,56 +479,22 @@ class TorchLlama:
 class LlamaLanes:
     """Blocks of lanes of an engine, evaluated while the CPU codes others.
 
-    A mode of lanes.py says what comes back of the rows (lanes, count) of a block:
-
-        LOGITS      (lanes, count, vocabulary) int32
-        INTERVALS   (lanes, count, 3) uint32: the answers to guesses and tokens (token_answers.py)
-        SEARCH      (lanes, 1) uint32: the freqs of guesses; then search() finds tokens
-
     On CUDA a block is one graph, on a stream of its own, between copies from and to pinned memory;
     launch() returns at once.  On the CPU launch() computes.
     """
 
-    def __init__(
-        self, engine: TorchLlama, lanes: int, count: int, positions: int, mode: str = LOGITS
-    ) -> None:
-        if mode == SEARCH and count != 1:
-            raise ValueError("a search finds one token of each lane at a time")
-        self._engine, self._mode = engine, mode
+    def __init__(self, engine: TorchLlama, lanes: int, count: int, positions: int) -> None:
+        self._engine = engine
         cuda = engine.device.type == "cuda"
         self._state = engine.start(lanes, positions, count, graph=cuda)
-        # Tokens, guesses, tokens to be coded: 4 bytes each cross the bus.
-        wanted = {LOGITS: 1, SEARCH: 2, INTERVALS: 3}[mode]
-        self._given = torch.zeros(wanted, lanes, count, dtype=torch.int32, pin_memory=cuda)
-        self._slots = torch.zeros(lanes, dtype=torch.int32, pin_memory=cuda)
+        self._tokens = torch.zeros(lanes, count, dtype=torch.int64, pin_memory=cuda)
         self._graph: CudaGraph[Tensor] | None = None
-        self._search_graph: CudaGraph[Tensor] | None = None
-        self._inputs, self._wanted_slots = self._given, self._slots  # on the device
         if cuda:
-            self._inputs, self._wanted_slots = (
-                t.to(engine.device) for t in (self._given, self._slots)
-            )
-            self._graph = CudaGraph(engine.device, self._evaluate)
-            self._out = torch.empty_like(self._graph.result, device="cpu", pin_memory=True)
-            if mode == SEARCH:
-                # Before the blocks of other lanes, which would keep this one waiting.
-                self._search_graph = CudaGraph(engine.device, self._search, priority=-1)
-                result = self._search_graph.result
-                self._found = torch.empty_like(result, device="cpu", pin_memory=True)
+            shape = lanes, count, engine.arch.vocabulary
+            self._out = torch.empty(shape, dtype=torch.int32, pin_memory=True)
+            self._inputs = self._tokens.to(engine.device)
+            self._graph = CudaGraph(engine.device, lambda: engine.feed(self._state, self._inputs))
             self.restart()
-
-    def _evaluate(self) -> Tensor:
-        logits = self._engine.feed(self._state, self._inputs[0])
-        if self._mode == LOGITS:
-            return logits
-        self._rows = logits.flatten(0, 1)
-        asked = self._inputs[1:].flatten(1)
-        if self._mode == SEARCH:
-            return self._engine.guess_freqs(self._rows, asked[0]).view(*logits.shape[:2])
-        return self._engine.answers(self._rows, *asked).view(*logits.shape[:2], 3)
-
-    def _search(self) -> Tensor:
-        return self._engine.search(self._rows, self._inputs[1].flatten(), self._wanted_slots)
 
     def restart(self) -> None:
         """Go back to position 0, with new lanes."""
@@ -548,44 +504,23 @@ class LlamaLanes:
         with self._graph.on_stream():
             self._engine.restart(self._state)
 
-    def launch(self, *given: NDArray[np.uint32]) -> None:
-        """Start to evaluate the next block: the tokens that go in (lanes, count), and what the mode
-        asks: guesses or ~0, tokens that are coded.  All are copied."""
+    def launch(self, tokens: NDArray[np.uint32]) -> None:
+        """Start to evaluate the next block; tokens (lanes, count) are copied."""
         # The last block is done, so its copy from pinned memory is too.
-        for to, array in zip(self._given.numpy(), given, strict=True):
-            np.copyto(to, array.view(np.int32))
+        np.copyto(self._tokens.numpy(), tokens)
         if self._graph is None:
-            self._out = self._evaluate()
+            self._out = self._engine.feed(self._state, self._tokens)
             return
         with self._graph.on_stream():
-            self._inputs.copy_(self._given, non_blocking=True)
+            self._inputs.copy_(self._tokens, non_blocking=True)
             self._graph.replay()
             self._out.copy_(self._graph.result, non_blocking=True)
             self._graph.record_done()
 
-    def wait(self) -> NDArray[np.uint32]:
-        """What the mode gives, but for LOGITS; whoever reads it may change it; it stays until the
-        next launch."""
-        return self.wait_logits().view(np.uint32)
-
-    def wait_logits(self) -> NDArray[np.int32]:
-        """The same, in the mode LOGITS."""
+    def wait(self) -> NDArray[np.int32]:
+        """Logits (lanes, count, vocabulary), whoever reads them may change them; they stay until
+        the next launch."""
         if self._graph is not None:
             self._graph.wait()
         out: NDArray[np.int32] = self._out.numpy()
         return out
-
-    def search(self, slots: NDArray[np.uint32]) -> NDArray[np.uint32]:
-        """Once wait() has returned: (lanes, 3), the token that holds each lane's slot without the
-        guess, its lo and freq; for a slot of ~0 any numbers."""
-        np.copyto(self._slots.numpy(), slots.view(np.int32))
-        if self._search_graph is None:
-            return self._search().numpy().view(np.uint32)
-        with self._search_graph.on_stream():
-            self._wanted_slots.copy_(self._slots, non_blocking=True)
-            self._search_graph.replay()
-            self._found.copy_(self._search_graph.result, non_blocking=True)
-            self._search_graph.record_done()
-        self._search_graph.wait()
-        found: NDArray[np.uint32] = self._found.numpy().view(np.uint32)
-        return found

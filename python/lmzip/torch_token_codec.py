@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from lmzip import _core, llama_model, token_answers
+from lmzip import _core, llama_model
 from lmzip.codec import CodecRequest
 from lmzip.device_codec import (
     WRONG_KERNELS,
@@ -29,16 +29,13 @@ from lmzip.device_codec import (
     warn_of_torch,
 )
 from lmzip.errors import LmzipError, UnsupportedError
-from lmzip.lanes import INTERVALS, LOGITS, SEARCH
 from lmzip.llama_model import LlamaModel
-from lmzip.model_file import Array
 from lmzip.token_codec import TokenCodec
 from lmzip.torch_llama import LlamaLanes, TorchLlama
 
 ENCODE_ROWS = {"cuda": 1024, "cpu": 64}  # positions of a group that are evaluated at once
 ENCODE_LOGITS = 1 << 26  # of which at most: a device has some copies of them in work
 MAX_BLOCK = 64  # of which of one lane
-NO_TOKEN = 0xFFFFFFFF  # in place of a guess
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +88,7 @@ class TokenWorker(DeviceWorker):
         return open_engine(self._model, self.native, self._device)
 
     def _make_lanes(self, shape: Shape) -> LlamaLanes:
-        lanes, count, (positions, mode) = shape
-        return LlamaLanes(self._engine, lanes, count, positions, mode)
+        return LlamaLanes(self._engine, *shape)
 
     def _encode_group(self, jobs: list[Job], threads: int) -> EncodeGroup:
         return TokenEncodeGroup(self, jobs, threads)
@@ -100,11 +96,11 @@ class TokenWorker(DeviceWorker):
     def _decode_group(self, jobs: list[Job], threads: int) -> DecodeGroup:
         return TokenDecodeGroup(self, jobs, threads)
 
-    def shape(self, lanes: int, count: int, longest: int, mode: str) -> Shape:
+    def shape(self, lanes: int, count: int, longest: int) -> Shape:
         """Of lanes of so many tokens, rounded up so that similar batches share one."""
         a = self.architecture
         most = max(a.windows) + max(a.sinks) + count  # what is behind these is forgotten
-        return lanes, count, (min(power_of_two(2 * longest - 1), most), mode)
+        return lanes, count, min(power_of_two(2 * longest - 1), most)
 
 
 class TokenEncodeGroup:
@@ -117,7 +113,7 @@ class TokenEncodeGroup:
         count = min(power_of_two(rows // lanes), MAX_BLOCK, power_of_two(steps))
         self.blocks = -(-steps // count)
         self._inputs = np.zeros((lanes, count), np.uint32)
-        self._shape = worker.shape(lanes, count, steps, LOGITS)
+        self._shape = worker.shape(lanes, count, steps)
         self._lanes = worker.take(self._shape)
 
     def launch(self, block: int) -> None:  # noqa: ARG002 (in order)
@@ -125,7 +121,7 @@ class TokenEncodeGroup:
         self._lanes.launch(self._inputs)
 
     def take(self, block: int) -> None:  # noqa: ARG002
-        self._coder.take(self._lanes.wait_logits())
+        self._coder.take(self._lanes.wait())
 
     def finish(self) -> list[Outcome]:
         self._worker.keep(self._shape, self._lanes)
@@ -141,14 +137,14 @@ class TokenDecodeGroup:
         self.steps = max(job.stride for job in jobs)  # a token has a byte or more
         lanes = self._coder.lanes
         self._tokens = np.full(lanes, worker.architecture.start, np.uint32)
-        self._shape = worker.shape(lanes, 1, self.steps, LOGITS)
+        self._shape = worker.shape(lanes, 1, self.steps)
         self._lanes = worker.take(self._shape)
 
     def launch(self) -> None:
         self._lanes.launch(self._tokens[:, None])
 
     def take(self, step: int) -> None:
-        self._coder.take(self._lanes.wait_logits()[:, 0], self._tokens)
+        self._coder.take(self._lanes.wait()[:, 0], self._tokens)
         if self._coder.active() == 0:
             self.steps = step + 1
         else:
@@ -188,14 +184,12 @@ def open_engine(model: LlamaModel, native: _core.LlamaModel, device: torch.devic
 
 
 def agrees_with_native(engine: TorchLlama, native: _core.LlamaModel, lanes: int = 24) -> bool:
-    """Whether steps and a block of a few lanes give the native engine's logits, and the answers
-    that follow from them: a broken driver shows before it writes a file, not when that is read."""
+    """Whether steps and a block of a few lanes give the native engine's logits: a broken driver
+    shows before it writes a file, not when that is read."""
     count = 8
     a = engine.arch
-    rng = np.random.default_rng(1)
-    tokens, guesses, targets = rng.integers(0, a.vocabulary, (3, lanes, 2 * count)).astype(
-        np.uint32
-    )
+    shape = lanes, 2 * count
+    tokens = np.random.default_rng(1).integers(0, a.vocabulary, shape).astype(np.uint32)
     tokens[:, 0] = a.start
     expected = _core.LlamaEngine(native, lanes, 2 * count).feed(tokens)
     for width in (1, count):
@@ -203,38 +197,6 @@ def agrees_with_native(engine: TorchLlama, native: _core.LlamaModel, lanes: int 
         for begin in range(0, 2 * count, width):
             part = slice(begin, begin + width)
             block.launch(tokens[:, part])
-            if not np.array_equal(block.wait_logits(), expected[:, part]):
+            if not np.array_equal(block.wait(), expected[:, part]):
                 return False
-    guesses[::3] = NO_TOKEN
-    few = 4  # lanes: the CPU takes long for the answers
-    logits = torch.from_numpy(np.ascontiguousarray(expected[:few]))
-    ours = LlamaLanes(engine, lanes, count, 2 * count, INTERVALS)
-    ours.launch(*(t[:, :count] for t in (tokens, guesses, targets)))
-    asked = [torch.from_numpy(t[:few].view(np.int32).copy()) for t in (guesses, targets)]
-    rows = logits[:, :count].flatten(0, 1)
-    theirs = token_answers.answers(rows, *(t[:, :count].flatten() for t in asked)).numpy()
-    if not same_answers(ours.wait()[:few], theirs.view(np.uint32), guesses, targets):
-        return False
-    ours = LlamaLanes(engine, lanes, 1, 2 * count, SEARCH)
-    ours.launch(tokens[:, :1], guesses[:, :1])
-    freqs = token_answers.guess_freqs(logits[:, 0], asked[0][:, 0]).numpy()
-    guessed = guesses[:few, 0] != NO_TOKEN
-    if not np.array_equal(ours.wait()[:few, 0][guessed], freqs[guessed]):
-        return False
-    slots = rng.integers(0, 1 << 30, lanes).astype(np.uint32)
-    found = token_answers.search(
-        logits[:, 0], asked[0][:, 0], torch.from_numpy(slots[:few].view(np.int32))
-    )
-    return np.array_equal(ours.search(slots)[:few], found.numpy())
-
-
-def same_answers(ours: Array, theirs: Array, guesses: Array, tokens: Array) -> bool:
-    """Whether the answers that a coder looks at are the same, (lanes, count, 3); what was asked may
-    be of more lanes and positions."""
-    shape = ours.shape[:2]
-    guesses, tokens = (t[: shape[0], : shape[1]] for t in (guesses, tokens))
-    guessed, needed = guesses != NO_TOKEN, guesses != tokens
-    theirs = theirs.reshape(*shape, 3)
-    return np.array_equal(ours[guessed, 0], theirs[guessed, 0]) and np.array_equal(
-        ours[needed, 1:], theirs[needed, 1:]
-    )
+    return True

@@ -16,7 +16,6 @@ import torch
 import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
-from lmzip import _core
 from lmzip import triton_llama_kernels as kernels
 from lmzip.errors import UnsupportedError
 from lmzip.llama_model import LlamaArchitecture, LlamaModel
@@ -30,7 +29,6 @@ MULTIPROCESSORS = 132
 # Keys at once, more than there can be sinks; warps of a program of a step, of other programs.  A
 # guess: bench/gpu.py times others.
 KEYS, STEP_WARPS, BLOCK_WARPS = 32, 1, 4
-VOCABULARY_BLOCK = 4096
 # Scores are kept, not made anew, where so few queries read a key that the memory decides.
 KEPT_QUERIES = 16
 
@@ -91,7 +89,6 @@ class TritonLlama(TorchLlama):
         self.sigmoid = tensor(tensors["sigmoid"].astype(np.int32))
         self.frequency = tensor(tensors["rotary.frequency"].view(np.int32))
         self.exp16 = tensor(EXP16.astype(np.int32))
-        self.exp2 = tensor(_core.exp2_table().view(np.int32))
         self.unused = self.unused.to(torch.int8)
 
     # ── blocks ──
@@ -266,33 +263,3 @@ class TritonLlama(TorchLlama):
             "G": a.n_kv_heads,
             "d": a.head_dim,
         }
-
-    # ── what coders ask: token_answers.py ──
-
-    def guess_freqs(self, logits: Tensor, guesses: Tensor) -> Tensor:
-        return self._answers(logits, guesses, None, self._empty(len(logits)))
-
-    def answers(self, logits: Tensor, guesses: Tensor, tokens: Tensor) -> Tensor:
-        return self._answers(logits, guesses, tokens, self._empty(len(logits), 3))
-
-    def _answers(
-        self, logits: Tensor, guesses: Tensor, tokens: Tensor | None, out: Tensor
-    ) -> Tensor:
-        rows, vocabulary = logits.shape
-        kernels.answers[(rows,)](
-            logits, guesses, guesses if tokens is None else tokens, self.exp2, out,
-            V=vocabulary, TOKENS=tokens is not None, BLOCK=self._vocabulary_block(), **OPTIONS,
-        )  # fmt: skip
-        return out
-
-    def search(self, logits: Tensor, guesses: Tensor, slots: Tensor) -> Tensor:
-        rows, vocabulary = logits.shape
-        out = self._empty(rows, 3)
-        kernels.search[(rows,)](
-            logits, guesses, slots, self.exp2, out,
-            V=vocabulary, BLOCK=self._vocabulary_block(), **OPTIONS,
-        )  # fmt: skip
-        return out
-
-    def _vocabulary_block(self) -> int:
-        return min(VOCABULARY_BLOCK, power_of_two(self.arch.vocabulary))

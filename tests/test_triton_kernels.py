@@ -16,10 +16,8 @@ from lmzip.model_file import Architecture, NgramTable  # noqa: E402
 from lmzip.reference import ReferenceEngine, quantize, quantize_row  # noqa: E402
 from lmzip.triton_engine import OPTIONS, Buffers, TritonEngine  # noqa: E402
 from random_model import random_model, small_architecture  # noqa: E402
+from triton_device import DEVICE  # noqa: E402
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu" and not triton_kernels.INTERPRETED:
-    pytest.skip("no CUDA device, but a driver: set TRITON_INTERPRET=1", allow_module_level=True)
 LANES, COUNT = 3, 5
 ARCHITECTURES = {
     "small": small_architecture(),
@@ -34,11 +32,6 @@ ARCHITECTURES = {
 def engines(request) -> tuple[TritonEngine, ReferenceEngine]:
     model = random_model(ARCHITECTURES[request.param], 1)
     return TritonEngine(model, DEVICE), ReferenceEngine(model)
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(7)
 
 
 def put(target, array) -> None:

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("triton", reason="Triton is not installed")
 
 import ptx  # noqa: E402
-from lmzip import llama_reference, triton_kernels, triton_llama  # noqa: E402
+from lmzip import llama_reference, triton_llama  # noqa: E402
 from lmzip.errors import UnsupportedError  # noqa: E402
 from lmzip.llama_reference import RESIDUAL_MAX, LlamaReference  # noqa: E402
 from lmzip.reference import LOGIT_MAX, f, rint  # noqa: E402
@@ -21,11 +21,9 @@ from lmzip.triton_llama import Quantized, Tile, TritonLlama  # noqa: E402
 from random_llama import random_llama, small_llama  # noqa: E402
 from test_llama_engine import ARCHITECTURES  # noqa: E402
 from test_torch_llama import assert_same_state  # noqa: E402
+from triton_device import DEVICE  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu" and not triton_kernels.INTERPRETED:
-    pytest.skip("no CUDA device, but a driver: set TRITON_INTERPRET=1", allow_module_level=True)
 LANES, COUNT = 3, 4
 ROWS = LANES * COUNT
 STAGES = {
@@ -40,11 +38,6 @@ STAGES = {
 def engines(request) -> tuple[TritonLlama, LlamaReference]:
     model = random_llama(STAGES[request.param], 1)
     return TritonLlama(model, DEVICE), LlamaReference(model)
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(7)
 
 
 def put(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:

@@ -159,6 +159,15 @@ def embed(
 
 
 @triton.jit
+def turn(position, frequency, cosine_ptr):
+    """Cosine and sine (N, M) int32 of positions (N) at frequencies (M) uint32."""
+    phase = position.to(tl.uint32)[:, None] * frequency[None, :]  # modulo 2^32
+    index = ((phase + (1 << 19)) >> 20).to(tl.int32)
+    cosine = tl.load(cosine_ptr + index).to(tl.int32)
+    return cosine, tl.load(cosine_ptr + ((index + 3072) & 4095)).to(tl.int32)
+
+
+@triton.jit
 def split_heads(
     acc_ptr,  # (rows, stride) int32: qkv products, each head's even channels before its odd ones
     scale_ptr,  # float32, in the same order
@@ -193,10 +202,7 @@ def split_heads(
         u_even, u_odd = rint(even * s_even, -4095, 4095), rint(odd * s_odd, -4095, 4095)
         position = base + row % count
         frequency = tl.load(frequency_ptr + j, mask=j < half, other=0).to(tl.uint32, bitcast=True)
-        phase = position.to(tl.uint32)[:, None] * frequency[None, :]  # modulo 2^32
-        index = ((phase + (1 << 19)) >> 20).to(tl.int32)
-        c = tl.load(cosine_ptr + index).to(tl.int32)
-        z = tl.load(cosine_ptr + ((index + 3072) & 4095)).to(tl.int32)
+        c, z = turn(position, frequency, cosine_ptr)
         v_even, v_odd = u_even * c - u_odd * z, u_even * z + u_odd * c
         total = tl.sum(u_even * u_even + u_odd * u_odd, axis=1)  # <= 128 * 4095^2 < 2^31
         g = inverse_root_mean_square(total, d, HEADS) * 0.001953125  # 2^-9

@@ -15,7 +15,7 @@ both halves come from one pass over the weights.
 import triton
 import triton.language as tl
 
-from lmzip.triton_kernels import LOGIT_MAX, LOWEST, rint
+from lmzip.triton_kernels import LOGIT_MAX, LOWEST, rint, turn
 
 RESIDUAL_MAX = tl.constexpr((1 << 30) - 64)
 HEADS_MAX = tl.constexpr(1 << 24)  # of queries, keys and values, and of scores
@@ -267,10 +267,7 @@ def head(
 @triton.jit
 def _rotate(a, b, scale, position, frequency, cosine_ptr, HEADS: tl.constexpr):
     """Halves (HEADS, d / 2) of 14-bit heads to int8 at a position (HEADS), and their scales."""
-    phase = position.to(tl.uint32)[:, None] * frequency[None, :]  # modulo 2^32
-    index = ((phase + (1 << 19)) >> 20).to(tl.int32)
-    c = tl.load(cosine_ptr + index).to(tl.int32)
-    z = tl.load(cosine_ptr + ((index + 3072) & 4095)).to(tl.int32)
+    c, z = turn(position, frequency, cosine_ptr)
     first, second = a * c - b * z, b * c + a * z
     m = tl.maximum(tl.max(tl.abs(first), axis=1), tl.max(tl.abs(second), axis=1))
     most = tl.full((HEADS,), 127, tl.float32)
@@ -412,6 +409,21 @@ def _scores(
 
 
 @triton.jit
+def _scores_again(
+    kept_at, valid, keys_ptr, key_scale_ptr, near, far, near_scale, far_scale,
+    sink, slot, exists, c, d: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """As _scores(), for the passes that may find them kept."""
+    if KEEP:
+        u = tl.load(kept_at, mask=valid[None, :] & exists[:, None], other=0)
+    else:
+        u = _scores(
+            keys_ptr, key_scale_ptr, near, far, near_scale, far_scale, sink, slot, exists, c, d
+        )  # fmt: skip
+    return u
+
+
+@triton.jit
 def _exponentials(u, m, seen, exp16_ptr):
     gap = tl.maximum(m[None, :] - u, 0)
     e = tl.load(exp16_ptr + (gap & 31)) >> tl.minimum(gap >> 5, 16)
@@ -491,13 +503,10 @@ def attention(
     largest = tl.zeros((QUERIES,), tl.float32)
     for begin in range(begins, high + 1, KEYS):
         slot, exists, seen = _keys(begin, low, high, position, j, window, sinks, slots)
-        if KEEP:
-            u = tl.load(kept_at + (begin - begins), mask=valid[None, :] & exists[:, None], other=0)
-        else:
-            u = _scores(
-                keys_ptr, key_scale_ptr, near, far, near_scale, far_scale,
-                begin < low, slot, exists, c, d,
-            )  # fmt: skip
+        u = _scores_again(
+            kept_at + (begin - begins), valid, keys_ptr, key_scale_ptr, near, far, near_scale,
+            far_scale, begin < low, slot, exists, c, d, KEEP,
+        )  # fmt: skip
         e = _exponentials(u, m, seen, exp16_ptr)
         total += tl.sum(e, axis=0)
         v_scale = tl.load(value_scale_ptr + slot, mask=exists, other=0.0)
@@ -507,13 +516,10 @@ def attention(
     o = tl.zeros((HEAD, QUERIES), tl.int32)
     for begin in range(begins, high + 1, KEYS):
         slot, exists, seen = _keys(begin, low, high, position, j, window, sinks, slots)
-        if KEEP:
-            u = tl.load(kept_at + (begin - begins), mask=valid[None, :] & exists[:, None], other=0)
-        else:
-            u = _scores(
-                keys_ptr, key_scale_ptr, near, far, near_scale, far_scale,
-                begin < low, slot, exists, c, d,
-            )  # fmt: skip
+        u = _scores_again(
+            kept_at + (begin - begins), valid, keys_ptr, key_scale_ptr, near, far, near_scale,
+            far_scale, begin < low, slot, exists, c, d, KEEP,
+        )  # fmt: skip
         e = _exponentials(u, m, seen, exp16_ptr)
         v_scale = tl.load(value_scale_ptr + slot, mask=exists, other=0.0)
         w = rint((e.to(tl.float32) * v_scale[:, None]) * inverse[None, :], 0, LIMIT)

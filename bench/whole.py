@@ -3,7 +3,8 @@
     python bench/whole.py --results bench/results/whole.csv [--model FILE]... [--size 4194304]
 
 Compresses and restores texts of some sizes (enwik8 from byte 95,000,000 on, never trained on) with
-`lmzip -T N`; every output is compared.  Median of --repeats.  Wall times want a quiet machine.
+`lmzip -T N`; every output is compared.  Medians of --repeats rounds.  Wall times want a quiet
+machine.
 """
 
 import argparse
@@ -42,32 +43,45 @@ def child(*arguments: str) -> tuple[float, float, float]:
     return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
-def measure(raw: bytes, model: str, threads: int, options: list[str], repeats: int) -> dict:
-    common = ["-q", "-f", "-T", str(threads), *(["--model", model] if model else [])]
-    with tempfile.TemporaryDirectory() as name:
-        source, packed, restored = (Path(name) / part for part in ("raw", "packed.lmz", "restored"))
-        source.write_bytes(raw)
-        encode = [child(*common, *options, str(source), "-o", str(packed)) for _ in range(repeats)]
-        decode = [child(*common, "-d", str(packed), "-o", str(restored)) for _ in range(repeats)]
-        if restored.read_bytes() != raw:
-            raise AssertionError("the restored bytes differ: this is a bug in lmzip")
-        size = packed.stat().st_size
-    row: dict[str, object] = {
-        "raw": len(raw),
-        "threads": threads,
-        "options": " ".join(options),
-        "model": Path(model).stem if model else "bundled",
-        "bytes": size,
-    }
-    for what, runs in (("encode", encode), ("decode", decode)):
-        wall, cpu, memory = (statistics.median(column) for column in zip(*runs, strict=True))
-        row |= {
-            f"{what}_seconds": f"{wall:.3f}",
-            f"{what}_cpu_seconds": f"{cpu:.3f}",
-            f"{what}_kb_s": f"{len(raw) / wall / 1000:.1f}",
-            f"{what}_peak_mib": f"{memory:.0f}",
+class Runs:
+    """One way to compress a text, and how long it took each time."""
+
+    def __init__(self, raw: bytes, model: str, threads: int, options: list[str]) -> None:
+        self.raw, self.model, self.threads, self.options = raw, model, threads, options
+        self.encode: list[tuple[float, float, float]] = []
+        self.decode: list[tuple[float, float, float]] = []
+        self.size = 0
+
+    def run(self) -> None:
+        """Both ways once; AssertionError if the bytes do not come back."""
+        common = ["-q", "-f", "-T", str(self.threads)]
+        common += ["--model", self.model] if self.model else []
+        with tempfile.TemporaryDirectory() as name:
+            source, packed, restored = (Path(name) / s for s in ("raw", "packed.lmz", "restored"))
+            source.write_bytes(self.raw)
+            self.encode.append(child(*common, *self.options, str(source), "-o", str(packed)))
+            self.decode.append(child(*common, "-d", str(packed), "-o", str(restored)))
+            if restored.read_bytes() != self.raw:
+                raise AssertionError("the restored bytes differ: this is a bug in lmzip")
+            self.size = packed.stat().st_size
+
+    def row(self) -> dict[str, object]:
+        row: dict[str, object] = {
+            "raw": len(self.raw),
+            "threads": self.threads,
+            "options": " ".join(self.options),
+            "model": Path(self.model).stem if self.model else "bundled",
+            "bytes": self.size,
         }
-    return row
+        for what, runs in (("encode", self.encode), ("decode", self.decode)):
+            wall, cpu, memory = (statistics.median(column) for column in zip(*runs, strict=True))
+            row |= {
+                f"{what}_seconds": f"{wall:.3f}",
+                f"{what}_cpu_seconds": f"{cpu:.3f}",
+                f"{what}_kb_s": f"{len(self.raw) / wall / 1000:.1f}",
+                f"{what}_peak_mib": f"{memory:.0f}",
+            }
+        return row
 
 
 def main() -> None:
@@ -78,8 +92,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     raw = text(args.size)
-    rows = []
-    for model in ["", *args.model]:
+    ways = [
+        Runs(raw[:size], model, threads, options)
+        for model in ["", *args.model]
         for size, threads, options in (
             (1_000, 2, []),
             (10_000, 2, []),
@@ -89,9 +104,13 @@ def main() -> None:
             (args.size, 2, []),
             (args.size, 2, ["--preset", "network"]),
             (args.size, 2, ["--preset", "fast"]),
-        ):
-            rows.append(measure(raw[:size], model, threads, options, args.repeats))
-            print(rows[-1], file=sys.stderr, flush=True)
+        )
+    ]
+    for _ in range(args.repeats):  # one after the other: what slows the machine slows all of them
+        for way in ways:
+            way.run()
+            print(way.row(), file=sys.stderr, flush=True)
+    rows = [way.row() for way in ways]
     provenance = {
         "device": f"{device()}, {os.cpu_count()} cores",
         "commit": commit(),

@@ -249,11 +249,13 @@ class FrameDecoder {
   struct Buffers {
     Workspace workspace;
     AlignedArray<int32_t> logits;    // (lanes of the group, 256)
-    AlignedArray<uint32_t> weights;  // (256)
+    AlignedArray<uint32_t> weights;  // the same of them, for the mixer
     Distribution distribution;
 
     Buffers(const ExactModel& model, size_t lanes)
-        : workspace(model, std::min(lanes, kTileRows)), logits(lanes * kLogits), weights(kLogits) {}
+        : workspace(model, std::min(lanes, kTileRows)),
+          logits(lanes * kLogits),
+          weights(lanes * kLogits) {}
   };
 
   void decode_group(Job& job, size_t group) {
@@ -264,10 +266,13 @@ class FrameDecoder {
       job.check(group);
       const size_t stop = std::min(end, pieces_.active(t));
       predict(t, begin, stop, buffers);
-      if (has_mixer(params_)) take_turn(job, group, t);
-      for (size_t lane = begin; lane < stop; ++lane)
-        put(lane, t, decode_byte(lane, buffers.logits.data() + (lane - begin) * kLogits, buffers));
-      if (has_mixer(params_)) turn_.store(t * groups_ + group + 1, std::memory_order_release);
+      if (has_mixer(params_)) {
+        mix(job, group, t, begin, stop, buffers);
+      } else {
+        for (size_t lane = begin; lane < stop; ++lane)
+          put(lane, t,
+              decode_byte(lane, buffers.logits.data() + (lane - begin) * kLogits, buffers));
+      }
       if (t % 64 == 0) check_truncation(begin, stop);
     }
   }
@@ -285,16 +290,23 @@ class FrameDecoder {
     }
   }
 
-  void take_turn(Job& job, size_t group, size_t t) {
-    job.wait(group, [&] { return turn_.load(std::memory_order_acquire) == t * groups_ + group; });
+  // All that needs no turn is done before it.
+  void mix(Job& job, size_t group, size_t t, size_t begin, size_t end, Buffers& buffers) {
+    uint32_t* const weights = buffers.weights.data();
+    for (size_t i = 0; i < end - begin; ++i)
+      logits_to_weights(buffers.logits.data() + i * kLogits, kLogits, weights + i * kLogits);
+    const size_t turn = t * groups_ + group;
+    job.wait(group, [&] { return turn_.load(std::memory_order_acquire) == turn; });
+    for (size_t lane = begin; lane < end; ++lane) {
+      put(lane, t,
+          mixer_[0].decode_byte(static_cast<int>(lane), weights + (lane - begin) * kLogits,
+                                coders_[lane]));
+    }
+    turn_.store(turn + 1, std::memory_order_release);
   }
 
   uint8_t decode_byte(size_t lane, const int32_t* logits, Buffers& buffers) {
     RangeDecoder& coder = coders_[lane];
-    if (has_mixer(params_)) {
-      logits_to_weights(logits, kLogits, buffers.weights.data());
-      return mixer_[0].decode_byte(static_cast<int>(lane), buffers.weights.data(), coder);
-    }
     buffers.distribution.assign(RowKind::kLogits, logits, kLogits);
     const FoundSymbol found = buffers.distribution.find(coder.peek(kFreqBits));
     coder.consume(found.interval.lo, found.interval.freq, kFreqBits);
@@ -389,7 +401,7 @@ size_t frame_memory(const FrameParams& params, size_t raw_size, size_t lanes) {
   if (params.model != nullptr) {
     // No more rows than lanes are worked on; threads round up, to twice as many at most.
     bytes += Cache::memory(*params.model, lanes) +
-             2 * lanes * (Workspace::memory(*params.model, 1) + kLogits * sizeof(int32_t));
+             2 * lanes * (Workspace::memory(*params.model, 1) + 2 * kLogits * sizeof(int32_t));
   }
   return bytes;
 }

@@ -131,18 +131,21 @@ class Engine final : public MixerEngine {
   static constexpr size_t kMatchSlot = kHistories, kLongMatchSlot = kHistories + 1;
   static constexpr size_t kSlots = kHistories + 2;
   using Inputs = MixInputs<kSlots, 1>;  // and the network's opinion, or a constant
-  static constexpr size_t kSets = kNetwork ? 5 : 4;
+  static constexpr size_t kSets = 4;
   using Weights = WeightSets<int16_t, Inputs::kInputs>;
 
   // Learning rates, in 1/16: of the first layer it starts at the sum and falls to kRate.
   static constexpr int kRate = kNetwork ? 18 : 14;
   static constexpr int kExtraRate = 24;
   static constexpr uint32_t kExtraRateBytes = 16384;  // where half of the extra is gone
-  static constexpr int kFinalRate = 6;
+  static constexpr int kFinalRate = kNetwork ? 5 : 6;
   static constexpr int kSure = 1536;  // 6 nats: 1 in 404
   static constexpr int kCaution = 1024, kMostCaution = 1 << 16, kCautionFades = 512;
   static constexpr uint32_t kMapLimit = 255;
-  static constexpr uint32_t kApmLimit = 127;
+  static constexpr uint32_t kApmLimit = kNetwork ? 255 : 127;
+  static constexpr uint32_t kLevels = 4;  // of recent errors
+  static constexpr size_t kFinalSets = kNetwork ? kLevels * 16 : 256;
+  static_assert(!kNetwork || kHistories < 16);
   static constexpr int kMinMatch = 5, kMinLongMatch = 20;
   static constexpr uint32_t kNibbles = 17;
   static constexpr int kHashedBits = 16;  // of the contexts of hashed refinements
@@ -153,10 +156,11 @@ class Engine final : public MixerEngine {
         table_(params.log2_memory),
         match_(kMinMatch, raw_size, static_cast<size_t>(lanes)),
         long_match_(kMinLongMatch, raw_size, static_cast<size_t>(lanes)),
-        first_{Weights(MatchModel::kContexts * 8, kInitialWeight), Weights(256, kInitialWeight),
-               Weights(256, kInitialWeight), Weights(256 * 8, kInitialWeight),
-               Weights(kNetwork ? 16 * kMatchOpinions * 2 : 1, kInitialWeight)},
-        final_sets_(256, 0) {
+        first_{Weights(MatchModel::kContexts * 8, kInitialWeight),
+               Weights(kNetwork ? 256 * kLevels : 256, kInitialWeight),
+               Weights(kNetwork ? 256 * kLevels : 256, kInitialWeight),
+               Weights(256 * (kNetwork ? kLevels : 8), kInitialWeight)},
+        final_sets_(kFinalSets, 0) {
     for (size_t s = 0; s < kSets; ++s) final_sets_.fill_input(s, 65536 / kSets);
     inputs_.extra[0] = {256, 0};
     past_.bytes = AlignedArray<uint8_t>(raw_size);
@@ -169,6 +173,7 @@ class Engine final : public MixerEngine {
     active_ = lanes_.size();
     hashes_.resize(lanes_.size());
     caution_.resize(lanes_.size());
+    recent_.resize(lanes_.size());
     first_hashes_.resize(lanes_.size());
     if (Profile::kSamples) samples_.resize(lanes_.size());
     start_maps();
@@ -200,6 +205,24 @@ class Engine final : public MixerEngine {
   // Of 8192.
   static constexpr int16_t kInitialWeight = kNetwork ? 375 : 750;
   static constexpr int16_t kInitialNetworkWeight = 5000;
+
+  // The errors of a lane's last 32 bits or so, of 2^16: the network's, and by how much the mixer's
+  // were smaller.  They tell how far the network is to be trusted in a text like this one.
+  struct Recent {
+    int trouble = 0, gain = 0;
+
+    void count(int bit, uint32_t network_p1, uint32_t p1, bool sure) {
+      const auto error = [&](uint32_t p) {
+        return static_cast<int>((bit != 0 ? kProbOne - p : p) >> (kProbBits - 16));
+      };
+      trouble += (error(network_p1) - trouble) >> 5;
+      if (!sure) gain += (error(network_p1) - error(p1) - gain) >> 5;
+    }
+    uint32_t trouble_level() const {
+      return std::min<uint32_t>(std::bit_width(static_cast<uint32_t>(trouble) >> 12), 3);
+    }
+    uint32_t gain_level() const { return gain < 0 ? 0 : 1u + (gain >= 512) + (gain >= 2048); }
+  };
 
   // One of the two matches: of every lane, and of the byte being coded.
   struct Matcher {
@@ -252,8 +275,7 @@ class Engine final : public MixerEngine {
       off_[i] = ablated(kSampleNames[i - kContexts]);
     }
     off_[kHashes] = ablated("order0");
-    constexpr const char* kSetNames[] = {"set-match", "set-partial", "set-byte", "set-classes",
-                                         "set-confidence"};
+    constexpr const char* kSetNames[] = {"set-match", "set-partial", "set-byte", "set-classes"};
     for (size_t s = 0; s < kSets; ++s) set_off_[s] = ablated(kSetNames[s]);
     match_off_ = ablated("match");
     long_match_off_ = ablated("longmatch");
@@ -285,13 +307,15 @@ class Engine final : public MixerEngine {
     if (kNetwork && lane + 1 < active_) fetch(lane + 1);
     begin_byte(lane);
     for (int i = 0; i < 8; ++i) {
-      if (i % 4 == 0) begin_nibble<Mix>(i == 0 ? 0 : partial_, coder);
+      if (i == 0) begin_nibble<Mix>(lane, 0, coder);
       begin_bit(i);
-      if (!sure_ && !found_) find_buckets(i);
-      const int bit = coder.code(i, sure_ ? network_p1() : predict<Mix>(i));
+      if (!sure_ && !found_) find_buckets(lane, i);
+      const uint32_t p1 = sure_ ? network_p1_ : predict<Mix>(i);
+      const int bit = coder.code(i, p1);
+      if constexpr (kNetwork) recent_[lane].count(bit, network_p1_, p1, sure_);
       const uint32_t partial = partial_ * 2 + static_cast<uint32_t>(bit);
       // The cache lines that come next travel while this bit is learned.
-      if (i == 3) second_nibble(lane, partial);
+      if (i == 3) begin_nibble<Mix>(lane, partial, coder);
       if (i == 7) {
         lanes_[lane].append(static_cast<uint8_t>(partial), past_);
         if constexpr (Profile::kSamples) layout_.count_byte(lanes_[lane], past_);
@@ -355,12 +379,10 @@ class Engine final : public MixerEngine {
     if constexpr (kNetwork) {
       const Selectors select = selectors(lane);
       const NibblePlaces places = nibble_places(select, 0);
-      for (size_t node = 1; node < 4; ++node) {
-        apm1_.prefetch(places.likely + node);
-        apm2_.prefetch(places.pair + node);
-      }
-      first_[2].prefetch(select.c1);
-      for (size_t i = 0; i < 8; ++i) first_[3].prefetch(select.kind * 8 + i);
+      for (size_t node = 1; node < 4; ++node) apm2_.prefetch(places.pair + node);
+      const Recent& recent = recent_[lane];
+      first_[2].prefetch(select.c1 * kLevels + recent.trouble_level());
+      first_[3].prefetch(select.kind * kLevels + recent.gain_level());
     }
   }
 
@@ -397,25 +419,18 @@ class Engine final : public MixerEngine {
     if (kAblation && long_match_off_) long_match_.expected = 0;
     select_ = selectors(lane);
     if constexpr (kNetwork) {
+      now_ = &recent_[lane];
       caution_[lane] -= caution_[lane] / kCautionFades + (caution_[lane] > 0);
       least_sure_ = kSure + caution_[lane];
     }
     variant_ = (variant_ + 5) % BitHistory::kVariants;
-    nibble_hashes_ = first_hashes_[lane];
-  }
-
-  void second_nibble(size_t lane, uint32_t partial) {
-    for (size_t slot = 0; slot < kHashes; ++slot) {
-      nibble_hashes_[slot] = nibble_hash(hashes_[lane][slot], partial);
-      table_.prefetch(nibble_hashes_[slot]);
-    }
   }
 
   // Before the first bit i of a nibble that is not sure.
-  void find_buckets(int i) {
+  void find_buckets(size_t lane, int i) {
     const uint32_t partial = i < 4 ? 0 : partial_ >> (i - 4);
     for (size_t slot = 0; slot < kHashes; ++slot)
-      buckets_[slot] = table_.find(nibble_hashes_[slot]);
+      buckets_[slot] = table_.find(nibble_hash(hashes_[lane][slot], partial));
     buckets_[kHashes] = order0_.data() + 16 * nibble_number(partial);
     found_ = true;
     if (node_ == 1) return;
@@ -441,14 +456,31 @@ class Engine final : public MixerEngine {
     return {beside(select.likely), hashed(select.order2)};
   }
 
-  // These, and what the network says of the nodes.
+  // These, and what the network says of the nodes.  Sends for the cache lines of the second nibble
+  // and of the refinements; in a byte that the network is sure of, nothing is looked up.
   template <class Mix, class Coder>
-  void begin_nibble(uint32_t partial, Coder& coder) {
+  void begin_nibble(size_t lane, uint32_t partial, Coder& coder) {
     found_ = false;
     nibble_ = nibble_places(select_, partial);
-    apm1_.prefetch(nibble_.likely + 1);
+    if constexpr (kNetwork) {
+      nodes_ = coder.template nodes<Mix>(partial);
+      if (likely_sure()) return;
+    } else {
+      apm1_.prefetch(nibble_.likely + 1);
+    }
     apm2_.prefetch(nibble_.pair + 1);
-    if constexpr (kNetwork) nodes_ = coder.template nodes<Mix>(partial);
+    if (partial == 0) return;
+    for (const uint32_t hash : hashes_[lane]) table_.prefetch(nibble_hash(hash, partial));
+  }
+
+  // Whether the network is sure of the nibble that it finds most likely.
+  bool likely_sure() const {
+    uint32_t node = 1;
+    for (int i = 0; i < 4; ++i) {
+      if (std::abs(nodes_[node]) < least_sure_) return false;
+      node = 2 * node + (nodes_[node] > 0);
+    }
+    return true;
   }
 
   // What is known before the models are asked.  A bit is sure if the network says so, by more than
@@ -458,6 +490,7 @@ class Engine final : public MixerEngine {
     match_holds_ = match_.holds(i, partial_);
     if constexpr (kNetwork) {
       opinion_ = nodes_[node_];
+      network_p1_ = static_cast<uint32_t>(squash(opinion_));
       sure_ = std::abs(opinion_) >= least_sure_ &&
               !(match_holds_ && (match_.bit(i) != 0) != (opinion_ > 0));
     }
@@ -466,13 +499,14 @@ class Engine final : public MixerEngine {
   // The probability of a 1, of 22 bits, never 0 or 1.
   template <class Mix>
   uint32_t predict(int i) {
-    // What the next bit may need, travels meanwhile: its nodes are neighbors.
-    apm1_.prefetch_two(nibble_.likely + 2 * node_);
+    // What this bit and the next may need, travels meanwhile: the nodes of the next are neighbors.
+    if constexpr (kNetwork) apm1_.prefetch(opinions(i));
+    if constexpr (!kNetwork) apm1_.prefetch_two(nibble_.likely + 2 * node_);
     apm2_.prefetch_two(nibble_.pair + 2 * node_);
     look_up_slots(i);
     if constexpr (kNetwork) {
       inputs_.extra[0] = {static_cast<int16_t>(opinion_),
-                          static_cast<int16_t>(linear(network_p1()))};
+                          static_cast<int16_t>(linear(network_p1_))};
     }
     Mix::gather(inputs_);
     if (kAblation && !kLinear) {
@@ -483,54 +517,52 @@ class Engine final : public MixerEngine {
     for (size_t s = 0; kAblation && s < kSets; ++s) outputs_[s] = set_off_[s] ? 0 : outputs_[s];
     mixed_ = Mix::mix(outputs_, final_);
     const auto mixed = static_cast<uint32_t>(squash(mixed_));
-    const uint32_t a = apm1_.refine(mixed_, nibble_.likely + node_);
+    uint32_t a;
+    if constexpr (kNetwork) {
+      a = apm1_.refine(mixed_, opinions(i));
+    } else {
+      a = apm1_.refine(mixed_, nibble_.likely + node_);
+    }
     const uint32_t b = apm2_.refine(mixed_, nibble_.pair + node_);
-    uint32_t c = mixed;
-    if constexpr (kNetwork) c = apm3_.refine(mixed_, opinions(i));
-    const uint32_t p1 = kAblation && apm_off_ ? mixed : (mixed + a + b + c + 2) >> 2;
+    const uint32_t p1 = kAblation && apm_off_ ? mixed : (2 * mixed + a + b + 2) >> 2;
     return std::clamp(p1, 1u, uint32_t{kProbOne - 1});
   }
 
-  uint32_t network_p1() const { return static_cast<uint32_t>(squash(opinion_)); }
-
   void look_up_slots(int i) {
     const uint32_t node = node_;
+    seen_ = 0;
     for (size_t slot = 0; slot < kHistories; ++slot) {
-      const uint8_t state = buckets_[slot][node];
-      inputs_.cells[slot] = &maps_[slot][kAblation && off_[slot] ? 0 : state];
+      const uint8_t state = kAblation && off_[slot] ? 0 : buckets_[slot][node];
+      seen_ += state != 0;
+      inputs_.cells[slot] = &maps_[slot][state];
     }
     inputs_.cells[kMatchSlot] = match_.cell(i, partial_);
     inputs_.cells[kLongMatchSlot] = long_match_.cell(i, partial_);
   }
 
-  // What the match says of the network's opinion: nothing, the same or the opposite, by its length.
-  static constexpr uint32_t kMatchOpinions = 9;
-  uint32_t match_opinion(int i) const {
-    if (!match_holds_) return 0;
-    const uint32_t length = match_.trust / 4;  // in steps: MatchModel::trust
-    const uint32_t step = length < 8 ? 0 : length < 10 ? 1 : length < 13 ? 2 : 3;
-    return 1 + 2 * step + ((opinion_ > 0) == (match_.bit(i) != 0));
-  }
-
-  // The same for a refinement, in full.
+  // What the network and the match say, for a refinement.
   size_t opinions(int i) const {
     const uint32_t match = match_holds_ ? 2 * match_.trust + match_.bit(i) : 128 + (opinion_ > 0);
-    return confidence() * 256 + match;
+    return static_cast<uint32_t>(std::abs(opinion_)) / 192 * 256 + match;
   }
-  // Of the network: 0..15.
-  uint32_t confidence() const { return static_cast<uint32_t>(std::abs(opinion_)) / 192; }
 
   void select_weights(int i) {
     const auto bit = static_cast<uint32_t>(i);
-    selected_[0] = first_[0].set((match_holds_ ? match_.trust : 0) * 8 + bit);
-    selected_[1] = first_[1].set(partial_);
-    selected_[2] = first_[2].set(select_.c1);
-    selected_[3] = first_[3].set(select_.kind * 8 + bit);
+    const uint32_t trust = match_holds_ ? match_.trust : 0;
     if constexpr (kNetwork) {
-      selected_[4] =
-          first_[4].set((confidence() * kMatchOpinions + match_opinion(i)) * 2 + (i > 3));
+      const uint32_t trouble = now_->trouble_level(), gain = now_->gain_level();
+      selected_[0] = first_[0].set((trust / 4 * kLevels + trouble) * 8 + bit);
+      selected_[1] = first_[1].set(partial_ * kLevels + gain);
+      selected_[2] = first_[2].set(select_.c1 * kLevels + trouble);
+      selected_[3] = first_[3].set(select_.kind * kLevels + gain);
+      final_ = final_sets_.set(gain * 16 + seen_);
+    } else {
+      selected_[0] = first_[0].set(trust * 8 + bit);
+      selected_[1] = first_[1].set(partial_);
+      selected_[2] = first_[2].set(select_.c1);
+      selected_[3] = first_[3].set(select_.kind * 8 + bit);
+      final_ = final_sets_.set(partial_);
     }
-    final_ = final_sets_.set(partial_);
   }
 
   template <class Mix>
@@ -539,7 +571,6 @@ class Engine final : public MixerEngine {
     learn_weights<Mix>(bit << kProbBits);
     apm1_.update(bit, kApmLimit);
     apm2_.update(bit, kApmLimit);
-    if constexpr (kNetwork) apm3_.update(bit, kApmLimit);
   }
 
   template <class Mix>
@@ -583,6 +614,7 @@ class Engine final : public MixerEngine {
   std::vector<std::array<uint32_t, kHashes>> hashes_;        // (lanes): the contexts
   std::vector<std::array<uint32_t, kHashes>> first_hashes_;  // (lanes): of their first nibbles
   std::vector<int> caution_;                                 // (lanes)
+  std::vector<Recent> recent_;                               // (lanes)
   SampleLayout layout_;
   std::vector<SamplePredictor> samples_;
 
@@ -590,11 +622,10 @@ class Engine final : public MixerEngine {
   std::array<uint8_t, 17 * 16> order0_{};
   alignas(64) std::array<std::array<MixerCell, 256>, kHistories> maps_{};
   Matcher match_, long_match_;
-  std::array<Weights, 5> first_;
+  std::array<Weights, kSets> first_;
   WeightSets<int32_t, kMaxSets> final_sets_;
-  Apm apm1_{256 * kNibbles * 16};
+  Apm apm1_{kNetwork ? 16 * 256 : 256 * kNibbles * 16};
   Apm apm2_{1 << kHashedBits};
-  Apm apm3_{kNetwork ? 16 * 256 : 1};
   uint32_t coded_ = 0;
   int rate_ = kRate + kExtraRate;
   size_t variant_ = 0;
@@ -603,14 +634,16 @@ class Engine final : public MixerEngine {
   uint32_t partial_ = 1, node_ = 1;
   Selectors select_{};
   NibblePlaces nibble_{};
-  std::array<uint32_t, kHashes> nibble_hashes_{};  // of the nibble being coded
   std::array<uint8_t*, kHistories> buckets_{};
   bool found_ = false;              // the buckets of this nibble
   const int32_t* nodes_ = nullptr;  // what the network says of this nibble's bits
   int least_sure_ = kSure;
+  const Recent* now_ = nullptr;
 
   // Of the bit being coded.
   int opinion_ = 0;  // of the network, stretched
+  uint32_t network_p1_ = 0;
+  uint32_t seen_ = 0;  // contexts that have a history
   bool match_holds_ = false;
   bool sure_ = false;
   Inputs inputs_;

@@ -559,7 +559,8 @@ def byte_class(c: int) -> int:
 
 
 class Refinement:
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self.knots: dict[int, list[Cell]] = {}
 
     def refine(self, z: int, at: int) -> int:
@@ -572,7 +573,7 @@ class Refinement:
         return (row[j].p * (410 - f) + row[j + 1].p * f) // 410
 
     def learn(self, bit: int) -> None:
-        self.nearer.learn(bit, 127)
+        self.nearer.learn(bit, self.limit)
 
 
 class Weights:
@@ -659,10 +660,11 @@ class Mixer:
         if network:
             initial[2 * (slots + 2)] = 5000
         self.padding = inputs - used
-        self.sets = [Weights(initial) for _ in range(5 if network else 4)]
-        self.final = Weights([65536 // len(self.sets)] * len(self.sets))
-        self.a, self.b, self.c = (Refinement() for _ in range(3))
+        self.sets = [Weights(initial) for _ in range(4)]
+        self.final = Weights([65536 // 4] * 4)
+        self.a, self.b = (Refinement(255 if network else 127) for _ in range(2))
         self.caution = [0] * lanes
+        self.trouble, self.gain = [0] * lanes, [0] * lanes
         self.variant = self.coded = 0
         self.hashes = [self.all_contexts(index) for index in range(lanes)]
 
@@ -699,12 +701,16 @@ class Mixer:
                     for bucket in buckets:
                         bucket[1] = NEXT[self.variant][bucket[1]][first]
             if self.sure:
-                bit = code_bit(i, squash(self.z))
+                p1 = squash(self.z)
+                bit = code_bit(i, p1)
                 if bit != (self.z > 0):
                     self.caution[index] = min(2 * self.caution[index] + 1024, 65536)
             else:
-                bit = code_bit(i, self.predict(buckets, partial, node, i))
+                p1 = self.predict(index, buckets, partial, node, i)
+                bit = code_bit(i, p1)
                 self.learn(buckets, node, bit)
+            if self.network:
+                self.count_errors(index, bit, p1)
             partial, node = 2 * partial + bit, 2 * node + bit
         lane.append(partial - 256)
         if self.sampled:
@@ -744,7 +750,15 @@ class Mixer:
             agreed = self.matchers[0].bit in (None, int(self.z > 0))
             self.sure = agreed and abs(self.z) >= 1536 + self.caution[index]
 
-    def predict(self, buckets: list[list[int]], partial: int, node: int, i: int) -> int:
+    def count_errors(self, index: int, bit: int, p1: int) -> None:
+        network, mixer = (abs(ONE * bit - p) >> 6 for p in (squash(self.z), p1))
+        self.trouble[index] += (network - self.trouble[index]) >> 5
+        if not self.sure:
+            self.gain[index] += (network - mixer - self.gain[index]) >> 5
+
+    def predict(
+        self, index: int, buckets: list[list[int]], partial: int, node: int, i: int
+    ) -> int:
         self.histories = [bucket[node] for bucket in buckets]
         known = [
             cells[history] if history else None
@@ -757,24 +771,28 @@ class Mixer:
         self.x = x + [0] * self.padding
         match = self.matchers[0]
         trust = 0 if match.bit is None else match.trust
-        chosen = [8 * trust + i, partial, self.c1, 8 * self.kind + i]
         if self.network:
-            opinion = 0
-            if match.bit is not None:
-                step = sum(trust // 4 >= limit for limit in (8, 10, 13))
-                opinion = 1 + 2 * step + int((self.z > 0) == bool(match.bit))
-            chosen.append((abs(self.z) // 192 * 9 + opinion) * 2 + (i > 3))
+            trouble = sum(self.trouble[index] >= least for least in (4096, 8192, 16384))
+            gain = sum(self.gain[index] >= least for least in (0, 512, 2048))
+            chosen = [
+                8 * (4 * (trust // 4) + trouble) + i,
+                4 * partial + gain,
+                4 * self.c1 + trouble,
+                4 * self.kind + gain,
+            ]
+            final = 16 * gain + sum(history != 0 for history in self.histories)
+        else:
+            chosen, final = [8 * trust + i, partial, self.c1, 8 * self.kind + i], partial
         self.w = [s.select(at) for s, at in zip(self.sets, chosen, strict=True)]
-        self.v = self.final.select(partial)
+        self.v = self.final.select(final)
         self.dots = [dot(self.x, w) for w in self.w]
         self.mixed = final_dot(self.dots, self.v)
-        a = self.a.refine(self.mixed, self.at_likely)
-        b = self.b.refine(self.mixed, self.at_pair)
-        c = squash(self.mixed)
+        at = self.at_likely
         if self.network:
-            opinions = 128 + (self.z > 0) if match.bit is None else 2 * trust + match.bit
-            c = self.c.refine(self.mixed, abs(self.z) // 192 * 256 + opinions)
-        return clamp((squash(self.mixed) + a + b + c + 2) >> 2, 1, ONE - 1)
+            said = 128 + (self.z > 0) if match.bit is None else 2 * trust + match.bit
+            at = abs(self.z) // 192 * 256 + said
+        a, b = self.a.refine(self.mixed, at), self.b.refine(self.mixed, self.at_pair)
+        return clamp((2 * squash(self.mixed) + a + b + 2) >> 2, 1, ONE - 1)
 
     # Section 9.
 
@@ -784,11 +802,10 @@ class Mixer:
                 cell.learn(bit, 255)
         for bucket in buckets:  # two slots may share one
             bucket[node] = NEXT[self.variant][bucket[node]][bit]
-        if self.network:
-            self.c.learn(bit)
         for w, output in zip(self.w, self.dots, strict=True):
             train(self.x, w, ((ONE * bit - squash(output)) * self.rate + 8192) >> 14)
-        train_final(self.dots, self.v, ((ONE * bit - squash(self.mixed)) * 6) >> 10)
+        rate = 5 if self.network else 6
+        train_final(self.dots, self.v, ((ONE * bit - squash(self.mixed)) * rate) >> 10)
         self.a.learn(bit)
         self.b.learn(bit)
 

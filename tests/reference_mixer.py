@@ -756,9 +756,7 @@ class Mixer:
         if not self.sure:
             self.gain[index] += (network - mixer - self.gain[index]) >> 5
 
-    def predict(
-        self, index: int, buckets: list[list[int]], partial: int, node: int, i: int
-    ) -> int:
+    def predict(self, index: int, buckets: list[list[int]], partial: int, node: int, i: int) -> int:
         self.histories = [bucket[node] for bucket in buckets]
         known = [
             cells[history] if history else None

@@ -124,6 +124,16 @@ def test_equals_the_reference_of_the_specification(profile: str, network: bool) 
     assert reference_mixer.encode(raw, 3, profile, MEMORY, weights) == payloads
 
 
+@pytest.mark.parametrize("network", [False, True])
+def test_cells_learn_to_their_limits_as_the_reference_does(network: bool) -> None:
+    raw = bytes(random.Random(8).choices(b"ab", k=700))  # the same few cells again and again
+    weights = np.zeros((len(raw), 256), np.uint32)
+    weights[:, [ord("a"), ord("b")]] = 1 << 28  # sure but for the last two bits
+    rows = weights if network else None
+    payloads = _core.mixer_encode(raw, 1, "strong", MEMORY, rows)
+    assert reference_mixer.encode(raw, 1, "strong", MEMORY, rows) == payloads
+
+
 def recording(channels: int, size: int) -> bytes:
     """A header of 44 bytes, then 16-bit samples: a tone and noise."""
     rng = np.random.default_rng(3)

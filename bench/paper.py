@@ -17,6 +17,7 @@ of enwik8, of which nothing was trained on.  --limit bounds the bytes of each se
 import argparse
 import csv
 import lzma
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -31,16 +32,39 @@ import continuations
 from conftest import commit, device
 from continuations import Continuations
 from lmzip import baselines, models
+from lmzip.baselines import Compressor
 from lmzip.evaluate import Data, Results, measure
 
 ROOT = Path(__file__).resolve().parents[1]
 OPEN = Path(os.environ.get("LMZIP_DATA", ROOT.parent / "shared" / "data")) / "open"
 PAPER_MODELS = ROOT / "bench" / "models"
 CHUNK = 2048
-CLASSICAL = ("gzip", "lzma", "png", "flac")
+CLASSICAL = ("gzip", "lzma", "png", "png-paper", "png-paper-plain", "flac")
 UNSEEN = 90_000_000  # of enwik8, from here on
 OTHERS = 1 << 21  # bytes of the sets that are no text: what there is of them
 FIGURE4 = 1 << 17  # bytes of each set
+PAPER_ROW = 31_502  # pixels: the paper's 488,281 chunks as one picture, 31,502 x 31,744
+
+
+def paper_width(size: int) -> int:
+    """Pixels of a row, in a picture of `size` bytes as near to a square as fills it exactly.
+
+    This is the rule of the paper's code (google-deepmind/language_modeling_is_compression,
+    compressors/png.py): 32 for a chunk.  A set taken whole gets the rows of the paper's own,
+    or its shape would depend on how many bytes there happen to be.
+    """
+    if size > CHUNK:
+        return PAPER_ROW
+    return max(width for width in range(1, math.isqrt(size) + 1) if size % width == 0)
+
+
+def compressor(name: str) -> Compressor:
+    """What `baselines` has, and the paper's PNG: as in its code, and without the filter Average."""
+    if name == "png-paper":
+        return baselines.png(name, paper_width, optimize=True)
+    if name == "png-paper-plain":
+        return baselines.png(name, paper_width, optimize=False)
+    return baselines.named(name)
 
 
 @cache
@@ -79,12 +103,12 @@ def results(args: argparse.Namespace, name: str, **more: Any) -> Results:
 
 
 def row(table: Results, data: Data, name: str, chunk: int) -> dict[str, Any]:
-    compressor = baselines.named(name)
-    found = table.find(data, compressor, chunk)
+    by = compressor(name)
+    found = table.find(data, by, chunk)
     if found is None:
-        found = measure(data, compressor, chunk, progress=True)
+        found = measure(data, by, chunk, progress=True)
         table.add(found)
-        say(f"{data.name}: {compressor.name}, {chunk or 'whole'}: {found['rate_percent']} %")
+        say(f"{data.name}: {by.name}, {chunk or 'whole'}: {found['rate_percent']} %")
     return found
 
 

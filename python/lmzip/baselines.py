@@ -21,7 +21,7 @@ from lmzip.errors import CorruptError, LmzipError
 if TYPE_CHECKING:
     from lmzip.models import ModelInfo
 
-PNG_WIDTH = 64  # of the paper's patches; other widths are multiples of it
+PNG_WIDTH = 64  # of the paper's patches, which are pictures of their own; others: multiples of it
 FLAC_RATE = 16000
 
 
@@ -63,14 +63,26 @@ def classical(
     return Compressor(name, _each(compress), _restore_each(decompress), len(compress(b"\0")))
 
 
-def _png(data: bytes) -> bytes:
-    """A picture that is about square, as in the paper's code, in whole rows of PNG_WIDTH."""
-    image = _library("PIL.Image")
-    width = PNG_WIDTH * max(1, round(math.sqrt(len(data)) / PNG_WIDTH))
+def png(name: str, width: Callable[[int], int], *, optimize: bool) -> Compressor:
+    """Pillow's PNG of a gray picture in rows of `width(bytes)` pixels, the last one filled up.
+
+    `optimize`: each row gets the best of the five filters and zlib's level 9, else the best of all
+    but Average and level 6.  Raises MissingError.
+    """
+    return classical(name, lambda data: _png(data, width(len(data)), optimize), _from_png)
+
+
+def png_width(size: int) -> int:
+    """About square, in whole rows of PNG_WIDTH."""
+    return PNG_WIDTH * max(1, round(math.sqrt(size) / PNG_WIDTH))
+
+
+def _png(data: bytes, width: int, optimize: bool) -> bytes:
     height = max(1, -(-len(data) // width))
-    out = io.BytesIO()
     padded = data.ljust(height * width, b"\0")
-    image.frombytes("L", (width, height), padded).save(out, "PNG", optimize=True)
+    out = io.BytesIO()
+    picture = _library("PIL.Image").frombytes("L", (width, height), padded)
+    picture.save(out, "PNG", optimize=optimize)
     return out.getvalue()
 
 
@@ -114,7 +126,7 @@ _CLASSICAL: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes, int], byt
         lambda blob, _: gzip.decompress(blob),
     ),
     "lzma": (lzma.compress, lambda blob, _: lzma.decompress(blob)),
-    "png": (_png, _from_png),
+    "png": (lambda data: _png(data, png_width(len(data)), True), _from_png),
     "flac": (_flac, _from_flac),
 }
 

@@ -9,6 +9,7 @@ import argparse
 import csv
 import hashlib
 import io
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from lmzip.output import AtomicFile
 from lmzip.progress import Progress
 
 CHUNK = 2048
+_LISTED = re.compile(r",(?!\w+=)")  # a comma before NAME= belongs to a predictor's argument
 KEY = ("sha256", "compressor", "chunk", "model", "lmzip")
 COLUMNS = (
     "data", "raw", "chunk", "compressor", "coded", "rate_percent", "adjusted_percent",
@@ -133,7 +135,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compressors",
         default="gzip,lzma,fast,default",
-        help=f"of {', '.join(baselines.names())}, presets, and models by name or path; commas",
+        help=f"of {', '.join(baselines.names())}, presets, models by name or path, and float "
+        "predictors torch:MODULE:FACTORY[:ARGUMENT], whose code is run; commas",
     )
     parser.add_argument(
         "--chunk",
@@ -155,7 +158,7 @@ def run(options: argparse.Namespace) -> int:
         for chunk in options.chunk or [CHUNK, 0]:
             if chunk < 0:
                 raise EvaluationError(f"a chunk has {chunk} bytes; it needs 0 or more")
-            for name in options.compressors.split(","):
+            for name in _LISTED.split(options.compressors):
                 try:
                     compressor = baselines.named(name)
                 except baselines.MissingError as error:

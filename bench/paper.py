@@ -11,7 +11,8 @@
 Rows go to bench/results/paper_*.csv, pictures to docs/ (--results, --docs).  What a results file
 has of the same data and the same model is not measured again, so a run can be stopped and goes on.
 --text FILE takes the paper's own text (enwik9) or any other; without it, the last ten million bytes
-of enwik8, of which nothing was trained on.  --limit bounds the bytes of each set.
+of enwik8, of which nothing was trained on.  --images and --speech take whole sets in the form of
+the paper's loader: one byte a pixel or sample, nothing between.  --limit bounds the bytes of each.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from continuations import Continuations
 from lmzip import baselines, models
 from lmzip.baselines import Compressor
 from lmzip.evaluate import Data, Results, measure
+from paper_report import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 OPEN = Path(os.environ.get("LMZIP_DATA", ROOT.parent / "shared" / "data")) / "open"
@@ -41,21 +44,27 @@ PAPER_MODELS = ROOT / "bench" / "models"
 CHUNK = 2048
 CLASSICAL = ("gzip", "lzma", "png", "png-paper", "png-paper-plain", "flac")
 UNSEEN = 90_000_000  # of enwik8, from here on
-OTHERS = 1 << 21  # bytes of the sets that are no text: what there is of them
 FIGURE4 = 1 << 17  # bytes of each set
-PAPER_ROW = 31_502  # pixels: the paper's 488,281 chunks as one picture, 31,502 x 31,744
+LENGTHS = [1 << n for n in range(6, 14)]
+PARETO = 1_000_000  # bytes of text
+
+
+def near_square(size: int) -> int:
+    """The smaller of the two factors of `size` that are nearest to each other.
+
+    In the paper's code the width of a picture of so many bytes
+    (google-deepmind/language_modeling_is_compression, compressors/png.py).
+    """
+    return max(width for width in range(1, math.isqrt(size) + 1) if size % width == 0)
+
+
+PAPER_ROW = near_square(488_281 * CHUNK)  # pixels: 31,502, its set being that many chunks
 
 
 def paper_width(size: int) -> int:
-    """Pixels of a row, in a picture of `size` bytes as near to a square as fills it exactly.
-
-    This is the rule of the paper's code (google-deepmind/language_modeling_is_compression,
-    compressors/png.py): 32 for a chunk.  A set taken whole gets the rows of the paper's own,
-    or its shape would depend on how many bytes there happen to be.
-    """
-    if size > CHUNK:
-        return PAPER_ROW
-    return max(width for width in range(1, math.isqrt(size) + 1) if size % width == 0)
+    """Pixels of a row.  A set taken whole gets the rows of the paper's own set, not those that its
+    own size happens to have."""
+    return near_square(size) if size <= CHUNK else PAPER_ROW
 
 
 def compressor(name: str) -> Compressor:
@@ -80,16 +89,14 @@ def text(path: Path | None) -> Data:
 
 
 def sets(args: argparse.Namespace) -> Iterator[Data]:
-    """The paper's four, each cut to --limit bytes."""
+    """The paper's four, each cut to --limit bytes; as much noise as there is of the pictures."""
     whole = text(args.text)
     yield Data(whole.name, whole.raw[: args.limit])
-    limit = min(args.limit, OTHERS)
-    for name, file in (
-        ("ImageNet patches", "lmic/imagenet_gray_32x64.bin"),
-        ("LibriSpeech", "lmic/librispeech_8bit_2048.bin"),
-    ):
-        yield Data(name, unxz(file)[:limit])
-    yield Data("random", np.random.default_rng(0).bytes(limit))
+    pictures = args.images.read_bytes() if args.images else unxz("lmic/imagenet_gray_32x64.bin")
+    speech = args.speech.read_bytes() if args.speech else unxz("lmic/librispeech_8bit_2048.bin")
+    yield Data("ImageNet patches", pictures[: args.limit])
+    yield Data("LibriSpeech", speech[: args.limit])
+    yield Data("random", np.random.default_rng(0).bytes(min(args.limit, len(pictures))))
 
 
 def results(args: argparse.Namespace, name: str, **more: Any) -> Results:
@@ -214,43 +221,58 @@ def figure2(args: argparse.Namespace) -> None:
 
 def figure4(args: argparse.Namespace) -> None:
     table = results(args, "figure4")
-    points: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    names = []
+    rates: dict[str, dict[str, list[float]]] = {}
     for data in sets(args):
         short = Data(data.name, data.raw[: min(args.limit, FIGURE4)])
-        names.append(data.name)
         for name in ("gzip", "lzma", *model_names(args)):
-            for log2 in range(6, 14):
-                found = row(table, short, name, 1 << log2)
-                points.setdefault((data.name, found["compressor"]), []).append(
-                    (1 << log2, float(found["rate_percent"]))
-                )
+            for size in LENGTHS:
+                found = row(table, short, name, size)
+                of = rates.setdefault(data.name, {}).setdefault(found["compressor"], [])
+                of.append(float(found["rate_percent"]))
     plt = pyplot()
-    figure, axes = plt.subplots(1, len(names), figsize=(13, 3.6), layout="constrained")
-    for axis, name in zip(axes, names, strict=True):
-        for (data_name, label), line in points.items():
-            if data_name == name:
-                axis.semilogx(*zip(*line, strict=True), base=2, marker=".", label=label)
-        axis.axhline(100, color="gray", linewidth=0.8, linestyle=":")
-        axis.set(title=name, xlabel="bytes of a chunk", ylim=(0, None))
-        axis.grid(alpha=0.3)
+    from matplotlib.ticker import FixedLocator, FormatStrFormatter
+
+    figure, axes = plt.subplots(
+        1, len(rates), figsize=(13, 4.6), sharey=True, layout="constrained"
+    )  # fmt: skip
+    for axis, (name, lines) in zip(axes, rates.items(), strict=True):
+        for marker, (label, line) in zip(cycle("os^Dv*P"), lines.items(), strict=False):
+            shown = NAMES.get(label, label)
+            axis.plot(LENGTHS, line, marker=marker, markersize=4, linewidth=1.2, label=shown)
+        axis.axhline(100, color="gray", linestyle=":")
+        axis.set(title=name, xlabel="bytes of a chunk", yscale="log")
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_locator(FixedLocator(LENGTHS))
+        axis.xaxis.set_major_formatter(FormatStrFormatter("%d"))
+        axis.tick_params(axis="x", labelrotation=60)
+        axis.grid(alpha=0.3, which="both")
+    plain_ticks(axes[0].yaxis, (1, 1.5, 2, 3, 5, 7))
     axes[0].set_ylabel("compressed / raw, %")
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     save(args, figure, "paper_figure4")
 
 
 def pareto(args: argparse.Namespace) -> None:
-    """All compressors of the machine on a text: rows of bench/open_set.py and pretrained.py."""
+    """Compressors on a text: rows of bench/open_set.py and pretrained.py, the networks measured."""
+    table = results(args, "pareto")
+    raw = text(args.text).raw[-min(args.limit, PARETO) :]
+    data = Data(f"the end of {text(args.text).name}", raw)
+    lane = -(-len(raw) // 16)  # 16 lanes, as in preset default
+    rows = [row(table, data, "gzip", 0), *(row(table, data, n, lane) for n in model_names(args))]
+    found = [*text_rows(args.results), *map(_point, rows)]
     plt = pyplot()
-    figure, axis = plt.subplots(figsize=(7, 4.8), layout="constrained")
-    for label, bits, encode, decode in text_rows(args.results):
-        ours = label.startswith(("lmzip", "SmolLM2"))
+    figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
+    for label, bits, encode, decode in found:
+        ours = label.startswith(("lmzip", "SmolLM2", "Transformer"))
         color = "C3" if ours else "C0"
+        axis.plot(encode, bits, "o", color=color)
         if decode:
             axis.plot([encode, decode], [bits, bits], color=color, linewidth=0.8)
             axis.plot(decode, bits, "o", color=color, markerfacecolor="white")
-        axis.plot(encode, bits, "o", color=color)
-        axis.annotate(label, (encode, bits), textcoords="offset points", xytext=(6, 4), fontsize=8)
+        right = max(encode, decode or 0)
+        axis.annotate(
+            label, (right, bits), textcoords="offset points", xytext=(7, 0), va="center", fontsize=8
+        )
     axis.set(
         xscale="log",
         xlabel="KB of text a second of CPU time: compressing (full), decompressing (hollow)",
@@ -258,9 +280,14 @@ def pareto(args: argparse.Namespace) -> None:
         title="The last million bytes of enwik8, each as one file",
     )
     plain_ticks(axis.xaxis)
-    axis.margins(x=0.15)
+    axis.set_xlim(None, axis.get_xlim()[1] * 8)  # for the names
     axis.grid(alpha=0.3, which="both")
     save(args, figure, "paper_pareto")
+
+
+def _point(r: dict[str, Any]) -> tuple[str, float, float, float]:
+    label = NAMES.get(r["compressor"], r["compressor"])
+    return label, float(r["bits_per_byte"]), float(r["encode_kb_s"]), float(r["decode_kb_s"])
 
 
 def text_rows(folder: Path) -> Iterator[tuple[str, float, float, float | None]]:
@@ -345,6 +372,8 @@ def main() -> None:
     parser.add_argument("what", choices=[*what, "all"])
     parser.add_argument("--limit", type=int, default=10_000_000, help="bytes of each set")
     parser.add_argument("--text", type=Path, help="in place of the end of enwik8")
+    parser.add_argument("--images", type=Path, help="gray patches of 32 x 64")
+    parser.add_argument("--speech", type=Path, help="8-bit samples at 16 kHz")
     parser.add_argument("--only", action="append", help="table1: this compressor; repeatable")
     parser.add_argument("--model", action="append", default=[], help="one more model; repeatable")
     parser.add_argument(

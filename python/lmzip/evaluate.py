@@ -79,25 +79,49 @@ def measure(data: Data, compressor: Compressor, chunk: int, *, progress: bool) -
             line.update(done, done, sum(sizes))
     # FLAC says "silence" in fewer bytes than "one sample of 0": no chunk is less than its header.
     header = min(compressor.header, *sizes)
-    raw, coded = len(data.raw), accounting.total_size(sizes, header)
-    paper = accounting.paper_model_bytes(compressor.parameters)
+    coded = accounting.total_size(sizes, header)
+    return as_row(
+        data,
+        compressor.name,
+        chunk,
+        coded,
+        (encode, decode),
+        model_bytes=compressor.model_bytes,
+        parameters=compressor.parameters,
+        model=compressor.model_id,
+    )
+
+
+def as_row(
+    data: Data,
+    name: str,
+    chunk: int,
+    coded: int,
+    seconds: tuple[float, float],
+    *,
+    model_bytes: int = 0,
+    parameters: int = 0,
+    model: str = "",
+) -> dict[str, Any]:
+    """COLUMNS of a set that compressor `name` has made `coded` bytes of; `seconds`: of CPU time,
+    there and back."""
+    raw = len(data.raw)
+    paper = accounting.paper_model_bytes(parameters)
     return {
         "data": data.name,
         "raw": raw,
         "chunk": chunk,
-        "compressor": compressor.name,
+        "compressor": name,
         "coded": coded,
         "rate_percent": f"{100 * accounting.rate(coded, raw):.2f}",
-        "adjusted_percent": (
-            f"{100 * accounting.adjusted_rate(coded, raw, compressor.model_bytes):.2f}"
-        ),
+        "adjusted_percent": f"{100 * accounting.adjusted_rate(coded, raw, model_bytes):.2f}",
         "adjusted_paper_percent": f"{100 * accounting.adjusted_rate(coded, raw, paper):.2f}",
         "bits_per_byte": f"{accounting.bits_per_byte(coded, raw):.4f}",
-        "encode_kb_s": f"{raw / max(encode, 1e-9) / 1000:.1f}",
-        "decode_kb_s": f"{raw / max(decode, 1e-9) / 1000:.1f}",
-        "model_bytes": compressor.model_bytes,
-        "parameters": compressor.parameters,
-        "model": compressor.model_id,
+        "encode_kb_s": f"{raw / max(seconds[0], 1e-9) / 1000:.1f}",
+        "decode_kb_s": f"{raw / max(seconds[1], 1e-9) / 1000:.1f}",
+        "model_bytes": model_bytes,
+        "parameters": parameters,
+        "model": model,
         "lmzip": __version__,
         "sha256": data.sha256,
     }

@@ -151,7 +151,9 @@ def table1(args: argparse.Namespace) -> None:
     for name in args.pretrained:
         for i, data in enumerate(sets(args)):
             size = args.sample // (4 if i else 1)  # of what is no text, a token is mostly one byte
-            row(table, Data(f"{data.name}, sample", data.raw[:size]), name, CHUNK)
+            part = Data(f"{data.name}, sample", data.raw[:size])
+            for by in ("gzip", name):  # gzip tells how hard the sample is
+                row(table, part, by, CHUNK)
 
 
 def table2(args: argparse.Namespace) -> None:

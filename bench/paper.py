@@ -275,15 +275,19 @@ def pareto(args: argparse.Namespace) -> None:
             table.add(_fastest([_tool_row(data, name, r) for r in made]))
     measured = [r for r in table.rows if r["sha256"] == data.sha256]
     plt = pyplot()
+    from matplotlib.ticker import StrMethodFormatter
+
     figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
     for label, bits, encode, decode in [*map(_point, measured), *_pretrained_point(args.results)]:
         color = "C3" if label.startswith(("lmzip", "SmolLM2", "Transformer")) else "C0"
         axis.plot([encode, decode], [bits, bits], color=color, linewidth=0.8)
         axis.plot(decode, bits, "o", color=color, markerfacecolor="white")
         axis.plot(encode, bits, "o", color=color)
+        left = label.startswith("Transformer")  # of the bundled model, which is about as good
         axis.annotate(
-            label, (max(encode, decode), bits), textcoords="offset points", xytext=(7, 0),
-            va="center", fontsize=8,
+            label, (min(encode, decode) if left else max(encode, decode), bits),
+            textcoords="offset points", xytext=(-7 if left else 7, 0),
+            ha="right" if left else "left", va="center", fontsize=8,
         )  # fmt: skip
     axis.set(
         xscale="log",
@@ -292,7 +296,8 @@ def pareto(args: argparse.Namespace) -> None:
         title="The last million bytes of enwik8, each as one file",
     )
     plain_ticks(axis.xaxis)
-    axis.set_xlim(None, axis.get_xlim()[1] * 8)  # for the names
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.set_xlim(None, axis.get_xlim()[1] * 5)  # for the names
     axis.grid(alpha=0.3, which="both")
     save(args, figure, "paper_pareto")
 

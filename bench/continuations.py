@@ -96,9 +96,9 @@ def pictures(
 ) -> Plot:
     """Rows of photographs: what was given, and under it what was drawn."""
     figure, axes = plt.subplots(
-        len(PICTURES), len(names) + 1, figsize=(1.55 * (len(names) + 1), 4), layout="constrained"
+        len(PICTURES), len(names) + 1, figsize=(1.9 * (len(names) + 1), 4), layout="constrained"
     )
-    for line, picture in zip(axes, PICTURES, strict=True):
+    for i, (line, picture) in enumerate(zip(axes, PICTURES, strict=True)):
         pixels = patch(read(f"images/{picture}.ppm"))
         prompt = pixels[:CONTEXT]
         shown = kept.beside(pixels[CONTEXT : CONTEXT + count], names, prompt, count)
@@ -107,8 +107,10 @@ def pictures(
             rows = np.frombuffer(both, np.uint8).reshape(-1, WIDTH)
             axis.imshow(rows, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axis.axhline(CONTEXT // WIDTH - 0.5, color="C3", linewidth=0.8)
-            axis.set(xticks=[], yticks=[], title=part.by)
-            axis.title.set_fontsize(8)
+            axis.set(xticks=[], yticks=[])
+            if i == 0:
+                axis.set_title(part.by, fontsize=10)
+        line[0].set_ylabel(picture)
     return figure
 
 
@@ -150,6 +152,7 @@ def speech(
             axis.set_title(part.by, fontsize=8, loc="left", pad=2)
         column[-1].set_xlabel("ms from the end of what was given")
         column[0].set_title(f"original: LibriSpeech {recording}", fontsize=8, loc="left", pad=2)
+    figure.supylabel("sample, 8 bits", fontsize=10)
     return figure
 
 

@@ -5,42 +5,77 @@
     python bench/paper.py figure2     adjusted rate against model size, from table1's rows
     python bench/paper.py figure4     rate against the length of the chunks
     python bench/paper.py generation  continuations of a text, pictures and speech, section 3.4
-    python bench/paper.py pareto      rate against speed, from the rows of open_set.py
+    python bench/paper.py pareto      rate against speed
     python bench/paper.py all
 
 Rows go to bench/results/paper_*.csv, pictures to docs/ (--results, --docs).  What a results file
 has of the same data and the same model is not measured again, so a run can be stopped and goes on.
 --text FILE takes the paper's own text (enwik9) or any other; without it, the last ten million bytes
-of enwik8, of which nothing was trained on.  --limit bounds the bytes of each set.
+of enwik8, of which nothing was trained on.  --images and --speech take whole sets in the form of
+the paper's loader: one byte a pixel or sample, nothing between.  --limit bounds the bytes of each.
 """
 
 import argparse
 import csv
 import lzma
+import math
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import continuations
+import open_set
 from conftest import commit, device
 from continuations import Continuations
 from lmzip import baselines, models
-from lmzip.evaluate import Data, Results, measure
+from lmzip.baselines import Compressor
+from lmzip.evaluate import Data, Results, as_row, measure
+from paper_report import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 OPEN = Path(os.environ.get("LMZIP_DATA", ROOT.parent / "shared" / "data")) / "open"
 PAPER_MODELS = ROOT / "bench" / "models"
 CHUNK = 2048
-CLASSICAL = ("gzip", "lzma", "png", "flac")
+CLASSICAL = ("gzip", "lzma", "png", "png-paper", "png-paper-plain", "flac")
 UNSEEN = 90_000_000  # of enwik8, from here on
-OTHERS = 1 << 21  # bytes of the sets that are no text: what there is of them
 FIGURE4 = 1 << 17  # bytes of each set
+LENGTHS = [1 << n for n in range(6, 14)]
+PARETO = 1_000_000  # bytes of text
+
+
+def near_square(size: int) -> int:
+    """The smaller of the two factors of `size` that are nearest to each other.
+
+    In the paper's code the width of a picture of so many bytes
+    (google-deepmind/language_modeling_is_compression, compressors/png.py).
+    """
+    return max(width for width in range(1, math.isqrt(size) + 1) if size % width == 0)
+
+
+PAPER_ROW = near_square(488_281 * CHUNK)  # pixels: 31,502, its set being that many chunks
+
+
+def paper_width(size: int) -> int:
+    """Pixels of a row.  A set taken whole gets the rows of the paper's own set, not those that its
+    own size happens to have."""
+    return near_square(size) if size <= CHUNK else PAPER_ROW
+
+
+def compressor(name: str) -> Compressor:
+    """What `baselines` has, and the paper's PNG: as in its code, and without the filter Average."""
+    if name == "png-paper":
+        return baselines.png(name, paper_width, optimize=True)
+    if name == "png-paper-plain":
+        return baselines.png(name, paper_width, optimize=False)
+    return baselines.named(name)
 
 
 @cache
@@ -56,16 +91,14 @@ def text(path: Path | None) -> Data:
 
 
 def sets(args: argparse.Namespace) -> Iterator[Data]:
-    """The paper's four, each cut to --limit bytes."""
+    """The paper's four, each cut to --limit bytes; as much noise as there is of the pictures."""
     whole = text(args.text)
     yield Data(whole.name, whole.raw[: args.limit])
-    limit = min(args.limit, OTHERS)
-    for name, file in (
-        ("ImageNet patches", "lmic/imagenet_gray_32x64.bin"),
-        ("LibriSpeech", "lmic/librispeech_8bit_2048.bin"),
-    ):
-        yield Data(name, unxz(file)[:limit])
-    yield Data("random", np.random.default_rng(0).bytes(limit))
+    pictures = args.images.read_bytes() if args.images else unxz("lmic/imagenet_gray_32x64.bin")
+    speech = args.speech.read_bytes() if args.speech else unxz("lmic/librispeech_8bit_2048.bin")
+    yield Data("ImageNet patches", pictures[: args.limit])
+    yield Data("LibriSpeech", speech[: args.limit])
+    yield Data("random", np.random.default_rng(0).bytes(min(args.limit, len(pictures))))
 
 
 def results(args: argparse.Namespace, name: str, **more: Any) -> Results:
@@ -79,12 +112,12 @@ def results(args: argparse.Namespace, name: str, **more: Any) -> Results:
 
 
 def row(table: Results, data: Data, name: str, chunk: int) -> dict[str, Any]:
-    compressor = baselines.named(name)
-    found = table.find(data, compressor, chunk)
+    by = compressor(name)
+    found = table.find(data, by, chunk)
     if found is None:
-        found = measure(data, compressor, chunk, progress=True)
+        found = measure(data, by, chunk, progress=True)
         table.add(found)
-        say(f"{data.name}: {compressor.name}, {chunk or 'whole'}: {found['rate_percent']} %")
+        say(f"{data.name}: {by.name}, {chunk or 'whole'}: {found['rate_percent']} %")
     return found
 
 
@@ -118,7 +151,9 @@ def table1(args: argparse.Namespace) -> None:
     for name in args.pretrained:
         for i, data in enumerate(sets(args)):
             size = args.sample // (4 if i else 1)  # of what is no text, a token is mostly one byte
-            row(table, Data(f"{data.name}, sample", data.raw[:size]), name, CHUNK)
+            part = Data(f"{data.name}, sample", data.raw[:size])
+            for by in ("gzip", name):  # gzip tells how hard the sample is
+                row(table, part, by, CHUNK)
 
 
 def table2(args: argparse.Namespace) -> None:
@@ -190,43 +225,70 @@ def figure2(args: argparse.Namespace) -> None:
 
 def figure4(args: argparse.Namespace) -> None:
     table = results(args, "figure4")
-    points: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    names = []
+    rates: dict[str, dict[str, list[float]]] = {}
     for data in sets(args):
         short = Data(data.name, data.raw[: min(args.limit, FIGURE4)])
-        names.append(data.name)
         for name in ("gzip", "lzma", *model_names(args)):
-            for log2 in range(6, 14):
-                found = row(table, short, name, 1 << log2)
-                points.setdefault((data.name, found["compressor"]), []).append(
-                    (1 << log2, float(found["rate_percent"]))
-                )
+            for size in LENGTHS:
+                found = row(table, short, name, size)
+                of = rates.setdefault(data.name, {}).setdefault(found["compressor"], [])
+                of.append(float(found["rate_percent"]))
     plt = pyplot()
-    figure, axes = plt.subplots(1, len(names), figsize=(13, 3.6), layout="constrained")
-    for axis, name in zip(axes, names, strict=True):
-        for (data_name, label), line in points.items():
-            if data_name == name:
-                axis.semilogx(*zip(*line, strict=True), base=2, marker=".", label=label)
-        axis.axhline(100, color="gray", linewidth=0.8, linestyle=":")
-        axis.set(title=name, xlabel="bytes of a chunk", ylim=(0, None))
-        axis.grid(alpha=0.3)
+    from matplotlib.ticker import FixedLocator, FormatStrFormatter
+
+    figure, axes = plt.subplots(
+        1, len(rates), figsize=(13, 4.6), sharey=True, layout="constrained"
+    )  # fmt: skip
+    for axis, (name, lines) in zip(axes, rates.items(), strict=True):
+        for marker, (label, line) in zip(cycle("os^Dv*P"), lines.items(), strict=False):
+            shown = NAMES.get(label, label)
+            axis.plot(LENGTHS, line, marker=marker, markersize=4, linewidth=1.2, label=shown)
+        axis.axhline(100, color="gray", linestyle=":")
+        axis.set(title=name, xlabel="bytes of a chunk", yscale="log")
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_locator(FixedLocator(LENGTHS))
+        axis.xaxis.set_major_formatter(FormatStrFormatter("%d"))
+        axis.tick_params(axis="x", labelrotation=60)
+        axis.grid(alpha=0.3, which="both")
+    plain_ticks(axes[0].yaxis, (1, 1.5, 2, 3, 5, 7))
     axes[0].set_ylabel("compressed / raw, %")
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     save(args, figure, "paper_figure4")
 
 
 def pareto(args: argparse.Namespace) -> None:
-    """All compressors of the machine on a text: rows of bench/open_set.py and pretrained.py."""
+    """All compressors of the machine on the end of the text; SmolLM2 is a row of pretrained.py."""
+    table = results(args, "pareto")
+    raw = text(args.text).raw[-min(args.limit, PARETO) :]
+    data = Data(f"the end of {text(args.text).name}", raw)
+    lane = -(-len(raw) // 16)  # the networks' chunks: 16 lanes, as in preset default
+    alone = [(name, lane) for name in model_names(args)]
+    for name, chunk in (("gzip", 0), ("fast", 0), ("default", 0), *alone):
+        by = compressor(name)
+        if table.find(data, by, chunk) is None:
+            runs = [measure(data, by, chunk, progress=True) for _ in range(args.repeats)]
+            table.add(_fastest(runs))
+    for name, commands in open_set.TOOLS.items():
+        done = any((r["compressor"], r["sha256"]) == (name, data.sha256) for r in table.rows)
+        if not done and shutil.which(commands[0].split()[0]):
+            made = [open_set.measure_tool(raw, commands) for _ in range(args.repeats)]
+            table.add(_fastest([_tool_row(data, name, r) for r in made]))
+    measured = [r for r in table.rows if r["sha256"] == data.sha256]
     plt = pyplot()
-    figure, axis = plt.subplots(figsize=(7, 4.8), layout="constrained")
-    for label, bits, encode, decode in text_rows(args.results):
-        ours = label.startswith(("lmzip", "SmolLM2"))
-        color = "C3" if ours else "C0"
-        if decode:
-            axis.plot([encode, decode], [bits, bits], color=color, linewidth=0.8)
-            axis.plot(decode, bits, "o", color=color, markerfacecolor="white")
+    from matplotlib.ticker import StrMethodFormatter
+
+    figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
+    for label, bits, encode, decode in [*map(_point, measured), *_pretrained_point(args.results)]:
+        color = "C3" if label.startswith(("lmzip", "SmolLM2", "Transformer")) else "C0"
+        axis.plot([encode, decode], [bits, bits], color=color, linewidth=0.8)
+        axis.plot(decode, bits, "o", color=color, markerfacecolor="white")
         axis.plot(encode, bits, "o", color=color)
-        axis.annotate(label, (encode, bits), textcoords="offset points", xytext=(6, 4), fontsize=8)
+        left = label.startswith("Transformer")  # of the bundled model, which is about as good
+        axis.annotate(
+            label, (min(encode, decode) if left else max(encode, decode), bits),
+            textcoords="offset points", xytext=(-7 if left else 7, 0),
+            ha="right" if left else "left", va="center", fontsize=8,
+        )  # fmt: skip
     axis.set(
         xscale="log",
         xlabel="KB of text a second of CPU time: compressing (full), decompressing (hollow)",
@@ -234,26 +296,38 @@ def pareto(args: argparse.Namespace) -> None:
         title="The last million bytes of enwik8, each as one file",
     )
     plain_ticks(axis.xaxis)
-    axis.margins(x=0.15)
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.set_xlim(None, axis.get_xlim()[1] * 5)  # for the names
     axis.grid(alpha=0.3, which="both")
     save(args, figure, "paper_pareto")
 
 
-def text_rows(folder: Path) -> Iterator[tuple[str, float, float, float | None]]:
-    """Label, bits per byte, KB/s of encoding and of decoding where it was measured."""
-    for r in read_rows(folder / "open_set.csv"):
-        if r["file"] == "enwik8[99_000_000:]":
-            raw = int(r["raw"])
-            decode = raw / float(r["decode_s"]) / 1000 if r["decode_s"] else None
-            yield r["codec"], 8 * int(r["bytes"]) / raw, raw / float(r["encode_s"]) / 1000, decode
-    pretrained = [r for r in read_rows(folder / "pretrained.csv") if r["bpb"]]
-    latest = {r["text"]: r for r in pretrained}.get("enwik8_95M_200K")
-    if latest:
+def _fastest(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """One of several runs of the same, with the best speeds of all."""
+    speeds = ("encode_kb_s", "decode_kb_s")
+    return runs[0] | {key: max((r[key] for r in runs), key=float) for key in speeds}
+
+
+def _tool_row(data: Data, name: str, made: dict[str, Any]) -> dict[str, Any]:
+    seconds = float(made["encode_s"]), float(made["decode_s"])
+    return as_row(data, name, 0, made["bytes"], seconds)
+
+
+def _point(r: dict[str, Any]) -> tuple[str, float, float, float]:
+    """Label, bits per byte, KB/s of encoding and of decoding."""
+    label = NAMES.get(r["compressor"], r["compressor"])
+    return label, float(r["bits_per_byte"]), float(r["encode_kb_s"]), float(r["decode_kb_s"])
+
+
+def _pretrained_point(folder: Path) -> Iterator[tuple[str, float, float, float]]:
+    rows = [r for r in read_rows(folder / "pretrained.csv") if r["text"] == "enwik8_95M_200K"]
+    latest = [r for r in rows if r["bpb"]][-1:]
+    for r in latest:
         yield (
-            f"SmolLM2-135M, {latest['lanes']} lanes (200 KB from 95,000,000)",
-            float(latest["bpb"]),
-            float(latest["encode_kb_per_cpu_s"]),
-            float(latest["decode_kb_per_cpu_s"]),
+            f"SmolLM2-135M, {r['lanes']} lanes (200 KB from 95,000,000)",
+            float(r["bpb"]),
+            float(r["encode_kb_per_cpu_s"]),
+            float(r["decode_kb_per_cpu_s"]),
         )
 
 
@@ -321,12 +395,15 @@ def main() -> None:
     parser.add_argument("what", choices=[*what, "all"])
     parser.add_argument("--limit", type=int, default=10_000_000, help="bytes of each set")
     parser.add_argument("--text", type=Path, help="in place of the end of enwik8")
+    parser.add_argument("--images", type=Path, help="gray patches of 32 x 64")
+    parser.add_argument("--speech", type=Path, help="8-bit samples at 16 kHz")
     parser.add_argument("--only", action="append", help="table1: this compressor; repeatable")
     parser.add_argument("--model", action="append", default=[], help="one more model; repeatable")
     parser.add_argument(
         "--pretrained", action="append", default=[], help="a model of tokens; on --sample bytes"
     )
     parser.add_argument("--sample", type=int, default=1 << 16, help="for what is slow")
+    parser.add_argument("--repeats", type=int, default=1, help="pareto: the best speeds of so many")
     parser.add_argument("--drawn", type=int, default=512, help="bytes of a picture's continuation")
     parser.add_argument("--vocabulary", type=int, action="append", help="table2; repeatable")
     parser.add_argument("--train-bytes", type=int, default=4_000_000, help="table2")

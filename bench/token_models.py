@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lmzip.import_model import import_checkpoint
 from lmzip.llama_model import serialize
 from lmzip.output import AtomicFile
+from lmzip.progress import Progress
 
 BYTES = 257  # the vocabulary without merges: 256 bytes and the token before a text
 START = "<|endoftext|>"
@@ -85,19 +86,21 @@ def train(
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, betas=(0.9, 0.95), fused=True)
     order = np.random.default_rng(0).permutation(len(ids))
     started, bits, counted = time.process_time(), 0.0, 0
-    for step in range(steps):
-        share = step / steps
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1, step / 50 + 0.02) * (1 + math.cos(math.pi * share)) / 2
-        batch = [ids[i] for i in order[step * BATCH : (step + 1) * BATCH]]
-        loss, symbols = _loss(network, batch)
-        (loss / symbols).backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if share > 0.9:
-            bits += loss.item() / math.log(2)
-            counted += BATCH * ROW
+    with Progress(f"training {name}", total, wanted=True) as line:
+        for step in range(steps):
+            share = step / steps
+            for group in optimizer.param_groups:
+                group["lr"] = RATE * min(1, step / 50 + 0.02) * (1 + math.cos(math.pi * share)) / 2
+            batch = [ids[i] for i in order[step * BATCH : (step + 1) * BATCH]]
+            loss, symbols = _loss(network, batch)
+            (loss / symbols).backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if share > 0.9:
+                bits += loss.item() / math.log(2)
+                counted += BATCH * ROW
+            line.update((step + 1) * BATCH * ROW, 0, 0)
     seconds = time.process_time() - started
     _write(network, tokenizer, folder, name)
     return {

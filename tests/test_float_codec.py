@@ -1,6 +1,8 @@
 """Float predictors: bytes come back where they were written, and the rest is refused by name."""
 
 import contextlib
+import csv
+import io
 import itertools
 import json
 import sys
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="PyTorch is missing")
 
 import lmzip  # noqa: E402
-from lmzip import cli, codec, float_codec, predictors  # noqa: E402
+from lmzip import baselines, cli, codec, float_codec, generate, predictors  # noqa: E402
 from lmzip.codec import CodecRequest, Codecs, ThreadShare  # noqa: E402
 from lmzip.container import METHOD_FLOAT, FrameHeader, PredictorRef, StreamHeader, pack_varint  # noqa: E402
 from lmzip.errors import CorruptError, LmzipError, ModelMismatchError  # noqa: E402
@@ -93,6 +95,13 @@ class Restless(Bigrams):
 
 
 def make_bigrams(seed: str = "1") -> Any:
+    return Bigrams(int(seed))
+
+
+def make_named(argument: str) -> Any:
+    """SEED,NAME=VALUE, the form of the transformers factory."""
+    seed, value = argument.split(",scale=")
+    assert value == "2"
     return Bigrams(int(seed))
 
 
@@ -435,6 +444,53 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert cli.main(["--predictor", spec, "--model", "x", str(source)]) == 2
     assert "exclude each other" in capsys.readouterr().err
+
+
+def test_rates_and_continuations(tmp_path: Path) -> None:
+    """`lmzip eval` and `generate` take a predictor: chunks know nothing of each other."""
+    sys.modules.setdefault(__name__, sys.modules[Bigrams.__module__])
+    name = f"torch:{__name__}:make_bigrams"
+    compressor = baselines.named(name)
+    chunks = [TEXT[i : i + 64] for i in range(0, len(TEXT), 64)]
+    blobs = compressor.chunks(chunks)
+    assert blobs[-1] == compressor.chunks(chunks[-1:])[0]
+    assert compressor.restore(blobs, [*map(len, chunks)]) == chunks
+    assert (compressor.parameters, compressor.model_bytes) == (256 * 256, 4 * 256 * 256)
+    (tmp_path / "text").write_bytes(TEXT)
+    command = ["eval", str(tmp_path / "text"), "--chunk", "64", "--results", str(tmp_path / "r")]
+    assert cli.main([*command, "--compressors", f"gzip,{name},fast"]) == 0
+    row = list(csv.DictReader(io.StringIO((tmp_path / "r").read_text())))[1]
+    assert int(row["coded"]) == sum(map(len, blobs))
+    one, two = (
+        bytes(generate.generate(generate.source(name), b"the tea ", 30, temperature=t))
+        for t in (0, 1)
+    )
+    seen = [0, *b"the tea "]  # with the seven that follow, all that the module sees
+    for _ in range(7):
+        seen.append(int(Bigrams()(torch.tensor([seen]))[0, -1].argmax()))
+    assert one.startswith(bytes(seen[9:]))
+    assert one != two
+    assert len(two) == 30
+
+
+def test_a_comma_in_an_argument_does_not_end_it(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(TEXT)
+    sys.modules.setdefault(__name__, sys.modules[Bigrams.__module__])
+    name = f"torch:{__name__}:make_named:7,scale=2"
+    command = ["eval", str(tmp_path / "text"), "--chunk", "0", "--results", str(tmp_path / "r")]
+    assert cli.main([*command, "--compressors", f"{name},gzip"]) == 0
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "r").read_text())))
+    assert [r["compressor"] for r in rows] == ["Bigrams", "gzip"]
+
+
+def test_symbols_that_are_never_coded_are_not_drawn() -> None:
+    sys.modules.setdefault(__name__, sys.modules[Bigrams.__module__])
+    of = generate.source(f"torch:{__name__}:Pieces")
+    of.feed(b"the " + bytes([7]) + b"at")  # 7 has no symbol
+    p = of.probabilities()
+    assert p[:2].max() == 0  # the escape and the unused one
+    assert p.sum() == pytest.approx(1)
+    assert len(bytes(generate.generate(of, b"", 20))) == 20
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import csv
 import io
 import lzma
 import os
+import shutil
 import subprocess
 import sys
 import wave
@@ -49,9 +50,8 @@ def data(tmp_path_factory) -> Path:
 def run(data, tmp_path_factory):
     """run(what) in a fresh interpreter; the folder of its results and pictures."""
     folder = tmp_path_factory.mktemp("out")
-    for name in ("open_set", "pretrained"):  # what `pareto` draws
-        source = ROOT / "bench" / "results" / f"{name}.csv"
-        (folder / source.name).write_bytes(source.read_bytes())
+    source = ROOT / "bench" / "results" / "pretrained.csv"  # what `pareto` draws of it
+    (folder / source.name).write_bytes(source.read_bytes())
     small = [
         "--limit",
         "4096",
@@ -68,8 +68,8 @@ def run(data, tmp_path_factory):
     small += ["--text", ALICE, "--train-text", ALICE]
     places = ["--results", folder, "--docs", folder, "--work", folder / "work"]
 
-    def go(what: str) -> Path:
-        command = [sys.executable, ROOT / "bench" / "paper.py", what, *small, *places]
+    def go(what: str, *more: object) -> Path:
+        command = [sys.executable, ROOT / "bench" / "paper.py", what, *small, *places, *more]
         env = os.environ | {"LMZIP_DATA": str(data), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -90,9 +90,10 @@ def test_every_table_and_figure_is_made(run):
     assert {p.stem for p in folder.glob("*.svg")} == {f"paper_{name}" for name in pictures}
     table1 = rows(folder / "paper_table1.csv")
     assert {r["data"] for r in table1} == {"alice29", "ImageNet patches", "LibriSpeech", "random"}
-    assert {"gzip", "lzma", "png", "flac", "fast", "default", "lmzip-default"} <= {
-        r["compressor"] for r in table1
-    }
+    assert {r["compressor"] for r in table1} == {
+        "gzip", "lzma", "png", "png-paper", "png-paper-plain", "flac",
+        "fast", "default", "lmzip-default", "paper-200k", "paper-800k", "paper-3200k",
+    }  # fmt: skip
     gradient = {
         r["compressor"]: int(r["coded"])
         for r in table1
@@ -106,6 +107,10 @@ def test_every_table_and_figure_is_made(run):
     assert float(tokens[1]["bytes_per_token"]) > 1
     lengths = {int(r["chunk"]) for r in rows(folder / "paper_figure4.csv")}
     assert lengths == {2**n for n in range(6, 14)}
+    speeds = rows(folder / "paper_pareto.csv")
+    assert {"gzip", "default", "paper-3200k", *(["xz -9e"] if shutil.which("xz") else [])} < {
+        r["compressor"] for r in speeds
+    }
     drawn = rows(folder / "paper_generation.csv")
     assert all(len(r["continuation"]) == 2 * 8 for r in drawn)
 
@@ -113,7 +118,41 @@ def test_every_table_and_figure_is_made(run):
 def test_a_second_run_measures_nothing_again(run):
     folder = run("pareto")
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
-    for what in ("table1", "table2", "generation"):
+    for what in ("table1", "table2", "generation", "pareto"):
         run(what)
     after = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     assert before == after
+
+
+def test_other_sets_take_the_place_of_ours(run, tmp_path):
+    (tmp_path / "noise").write_bytes(np.random.default_rng(1).bytes(3000))
+    (tmp_path / "silence").write_bytes(bytes(2000))
+    other = ["--images", tmp_path / "noise", "--speech", tmp_path / "silence"]
+    folder = run("table1", "--only", "gzip", *other)
+    last = {r["data"]: r for r in rows(folder / "paper_table1.csv") if r["chunk"] == "0"}
+    assert int(last["ImageNet patches"]["raw"]) == int(last["random"]["raw"]) == 3000
+    assert float(last["ImageNet patches"]["rate_percent"]) > 100
+    assert int(last["LibriSpeech"]["coded"]) < 100
+
+
+def in_bench(code: str) -> subprocess.CompletedProcess[str]:
+    """Run by a fresh interpreter that finds the modules of bench/."""
+    env = os.environ | {"PYTHONPATH": str(ROOT / "bench")}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=env, check=False, capture_output=True, text=True)
+
+
+def test_pictures_have_the_shape_of_the_papers_code():
+    done = in_bench(
+        "import paper; print(*map(paper.paper_width, (1, 7, 12, 2047, 2048, 10**7))); "
+        "print(paper.near_square(488281 * 2048), 488281 * 2048 / 31502)"
+    )
+    # 2047 = 23 * 89; 10**7 has the rows of the paper's set
+    assert done.stdout.split() == ["1", "1", "3", "23", "32", "31502", "31502", "31744.0"]
+
+
+def test_a_tool_that_gives_other_bytes_back_is_not_counted():
+    good = in_bench("import open_set; print(open_set.measure_tool(b'abcd', ('cat {raw}', 'cat')))")
+    assert "'bytes': 4" in good.stdout
+    bad = in_bench("import open_set; open_set.measure_tool(b'abcd', ('cat {raw}', 'head -c 3'))")
+    assert "head -c 3: the decoded bytes differ" in bad.stderr

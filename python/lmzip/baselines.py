@@ -6,6 +6,7 @@ a grayscale picture about as wide as high, and as signed 8-bit samples at 16 kHz
 """
 
 import gzip
+import hashlib
 import io
 import itertools
 import lzma
@@ -19,10 +20,12 @@ from typing import TYPE_CHECKING
 from lmzip.errors import CorruptError, LmzipError
 
 if TYPE_CHECKING:
+    from lmzip.codec import FrameCodec
     from lmzip.models import ModelInfo
 
-PNG_WIDTH = 64  # of the paper's patches; other widths are multiples of it
+PNG_WIDTH = 64  # of the paper's patches, which are pictures of their own; others: multiples of it
 FLAC_RATE = 16000
+FLOAT_LANES = 16  # chunks that a float predictor codes together
 
 
 class MissingError(LmzipError):
@@ -63,14 +66,26 @@ def classical(
     return Compressor(name, _each(compress), _restore_each(decompress), len(compress(b"\0")))
 
 
-def _png(data: bytes) -> bytes:
-    """A picture that is about square, as in the paper's code, in whole rows of PNG_WIDTH."""
-    image = _library("PIL.Image")
-    width = PNG_WIDTH * max(1, round(math.sqrt(len(data)) / PNG_WIDTH))
+def png(name: str, width: Callable[[int], int], *, optimize: bool) -> Compressor:
+    """Pillow's PNG of a gray picture in rows of `width(bytes)` pixels, the last one filled up.
+
+    `optimize`: each row gets the best of the five filters and zlib's level 9, else the best of all
+    but Average and level 6.  Raises MissingError.
+    """
+    return classical(name, lambda data: _png(data, width(len(data)), optimize), _from_png)
+
+
+def png_width(size: int) -> int:
+    """About square, in whole rows of PNG_WIDTH."""
+    return PNG_WIDTH * max(1, round(math.sqrt(size) / PNG_WIDTH))
+
+
+def _png(data: bytes, width: int, optimize: bool) -> bytes:
     height = max(1, -(-len(data) // width))
-    out = io.BytesIO()
     padded = data.ljust(height * width, b"\0")
-    image.frombytes("L", (width, height), padded).save(out, "PNG", optimize=True)
+    out = io.BytesIO()
+    picture = _library("PIL.Image").frombytes("L", (width, height), padded)
+    picture.save(out, "PNG", optimize=optimize)
     return out.getvalue()
 
 
@@ -114,7 +129,7 @@ _CLASSICAL: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes, int], byt
         lambda blob, _: gzip.decompress(blob),
     ),
     "lzma": (lzma.compress, lambda blob, _: lzma.decompress(blob)),
-    "png": (_png, _from_png),
+    "png": (lambda data: _png(data, png_width(len(data)), True), _from_png),
     "flac": (_flac, _from_flac),
 }
 
@@ -125,16 +140,24 @@ def names() -> list[str]:
 
 
 def named(name: str) -> Compressor:
-    """gzip, lzma, png, flac; a preset of lmzip; or a model (path or name), alone, without mixing.
+    """gzip, lzma, png, flac; a preset of lmzip; a model (path or name), alone, without mixing; or a
+    float predictor, "torch:MODULE:FACTORY[:ARGUMENT]", whose code is run.
 
-    A preset codes each chunk as a file without a name.  A model codes the chunks as lanes, which
-    know nothing of each other: the paper's protocol.  Raises MissingError, ModelMismatchError.
+    A preset codes each chunk as a file without a name.  A model or predictor codes the chunks as
+    lanes, which know nothing of each other: the paper's protocol.  Raises MissingError,
+    ModelMismatchError, LmzipError.
     """
     if name in _CLASSICAL:
         return classical(name, *_CLASSICAL[name])
+    if is_predictor(name):
+        return _predictor(name)
     from lmzip.codec import PRESETS
 
     return _preset(name) if name in PRESETS else _model(name)
+
+
+def is_predictor(name: str) -> bool:
+    return name.startswith("torch:")
 
 
 def _preset(name: str) -> Compressor:
@@ -166,6 +189,38 @@ def _model(name: str) -> Compressor:
     # The lanes of a frame of tokens share what they have seen (docs/format.md, method 5), so there
     # each chunk is a frame.
     lanes = 1 if info.is_token_model else MAX_LANES
+    return Compressor(
+        info.name,
+        *_lanes(codec, lanes),
+        0,
+        info.size,
+        info.parameters,
+        _short_id(info),
+        batch=4 if info.is_token_model else 1024,
+    )
+
+
+def _predictor(name: str) -> Compressor:
+    from lmzip import predictors
+    from lmzip.codec import Codecs, preset_named
+
+    predictor = predictors.load(name)
+    codec = Codecs(predictor=predictor).for_preset(preset_named("network"))[0]
+    parameters, size = predictor.weights
+    digest = hashlib.sha256(predictor.fingerprint.encode()).hexdigest()[:16]
+    label = predictor.name.rpartition(".")[2]
+    return Compressor(
+        label, *_lanes(codec, FLOAT_LANES), 0, size, parameters, digest, batch=FLOAT_LANES
+    )
+
+
+def _lanes(
+    codec: "FrameCodec", lanes: int
+) -> tuple[
+    Callable[[Sequence[bytes]], list[bytes]],
+    Callable[[Sequence[bytes], Sequence[int]], list[bytes]],
+]:
+    """`chunks` and `restore` of a Compressor: chunks as lanes of frames, at most `lanes` each."""
 
     def runs(sizes: Sequence[int]) -> list[slice]:
         """Chunks of one size go through the model together, as the lanes of a frame."""
@@ -188,13 +243,4 @@ def _model(name: str) -> Compressor:
             out += [raw[i : i + size] for i in range(0, len(raw), size)]
         return out
 
-    return Compressor(
-        info.name,
-        chunks,
-        restore,
-        0,
-        info.size,
-        info.parameters,
-        _short_id(info),
-        batch=4 if info.is_token_model else 1024,
-    )
+    return chunks, restore

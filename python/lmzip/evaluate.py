@@ -9,6 +9,7 @@ import argparse
 import csv
 import hashlib
 import io
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from lmzip.output import AtomicFile
 from lmzip.progress import Progress
 
 CHUNK = 2048
+_LISTED = re.compile(r",(?!\w+=)")  # a comma before NAME= belongs to a predictor's argument
 KEY = ("sha256", "compressor", "chunk", "model", "lmzip")
 COLUMNS = (
     "data", "raw", "chunk", "compressor", "coded", "rate_percent", "adjusted_percent",
@@ -77,25 +79,49 @@ def measure(data: Data, compressor: Compressor, chunk: int, *, progress: bool) -
             line.update(done, done, sum(sizes))
     # FLAC says "silence" in fewer bytes than "one sample of 0": no chunk is less than its header.
     header = min(compressor.header, *sizes)
-    raw, coded = len(data.raw), accounting.total_size(sizes, header)
-    paper = accounting.paper_model_bytes(compressor.parameters)
+    coded = accounting.total_size(sizes, header)
+    return as_row(
+        data,
+        compressor.name,
+        chunk,
+        coded,
+        (encode, decode),
+        model_bytes=compressor.model_bytes,
+        parameters=compressor.parameters,
+        model=compressor.model_id,
+    )
+
+
+def as_row(
+    data: Data,
+    name: str,
+    chunk: int,
+    coded: int,
+    seconds: tuple[float, float],
+    *,
+    model_bytes: int = 0,
+    parameters: int = 0,
+    model: str = "",
+) -> dict[str, Any]:
+    """COLUMNS of a set that compressor `name` has made `coded` bytes of; `seconds`: of CPU time,
+    there and back."""
+    raw = len(data.raw)
+    paper = accounting.paper_model_bytes(parameters)
     return {
         "data": data.name,
         "raw": raw,
         "chunk": chunk,
-        "compressor": compressor.name,
+        "compressor": name,
         "coded": coded,
         "rate_percent": f"{100 * accounting.rate(coded, raw):.2f}",
-        "adjusted_percent": (
-            f"{100 * accounting.adjusted_rate(coded, raw, compressor.model_bytes):.2f}"
-        ),
+        "adjusted_percent": f"{100 * accounting.adjusted_rate(coded, raw, model_bytes):.2f}",
         "adjusted_paper_percent": f"{100 * accounting.adjusted_rate(coded, raw, paper):.2f}",
         "bits_per_byte": f"{accounting.bits_per_byte(coded, raw):.4f}",
-        "encode_kb_s": f"{raw / max(encode, 1e-9) / 1000:.1f}",
-        "decode_kb_s": f"{raw / max(decode, 1e-9) / 1000:.1f}",
-        "model_bytes": compressor.model_bytes,
-        "parameters": compressor.parameters,
-        "model": compressor.model_id,
+        "encode_kb_s": f"{raw / max(seconds[0], 1e-9) / 1000:.1f}",
+        "decode_kb_s": f"{raw / max(seconds[1], 1e-9) / 1000:.1f}",
+        "model_bytes": model_bytes,
+        "parameters": parameters,
+        "model": model,
         "lmzip": __version__,
         "sha256": data.sha256,
     }
@@ -133,7 +159,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compressors",
         default="gzip,lzma,fast,default",
-        help=f"of {', '.join(baselines.names())}, presets, and models by name or path; commas",
+        help=f"of {', '.join(baselines.names())}, presets, models by name or path, and float "
+        "predictors torch:MODULE:FACTORY[:ARGUMENT], whose code is run; commas",
     )
     parser.add_argument(
         "--chunk",
@@ -155,7 +182,7 @@ def run(options: argparse.Namespace) -> int:
         for chunk in options.chunk or [CHUNK, 0]:
             if chunk < 0:
                 raise EvaluationError(f"a chunk has {chunk} bytes; it needs 0 or more")
-            for name in options.compressors.split(","):
+            for name in _LISTED.split(options.compressors):
                 try:
                     compressor = baselines.named(name)
                 except baselines.MissingError as error:

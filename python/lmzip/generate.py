@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ import numpy.typing as npt
 from lmzip import baselines
 from lmzip.errors import LmzipError
 from lmzip.output import AtomicFile
+
+if TYPE_CHECKING:
+    import torch
 
 CONTEXT = 2048  # bytes that a compressor looks back: the paper's chunk
 LOGIT_UNIT = 1024  # docs/numerics.md: logits are base-2 logarithms in units of 2^-10
@@ -121,6 +124,50 @@ class TokenSource:
         return self._tokens[symbol]
 
 
+class FloatSource:
+    """A float predictor (predictors.py).  Symbols without bytes are never drawn."""
+
+    def __init__(self, name: str) -> None:
+        from lmzip import predictors  # says what to install where PyTorch is missing
+
+        self._predictor = predictors.load(name)
+        self._mute = np.array([not token for token in self._predictor.tokens])
+        import torch
+
+        with torch.inference_mode():
+            self._logits = _row(self._predictor.start(1))
+
+    def _step(self, symbol: int) -> None:
+        import torch
+
+        with torch.inference_mode():
+            symbols = torch.tensor([symbol], device=self._predictor.device)
+            self._logits = _row(self._predictor.step(symbols))
+
+    def feed(self, data: bytes) -> None:
+        """Bytes that no symbol spells become the escape, as the codec writes them."""
+        escape, count = self._predictor.escape, len(self._predictor.tokens)
+        for symbol in self._predictor.encode(data):
+            if symbol >= count:
+                assert escape is not None  # Predictor.encode
+                symbol = escape
+            self._step(symbol)
+
+    def probabilities(self) -> Probabilities:
+        logits = np.where(self._mute, -np.inf, self._logits)
+        weights = np.exp(logits - logits.max())
+        return np.asarray(weights / weights.sum())
+
+    def take(self, symbol: int) -> bytes:
+        self._step(symbol)
+        return self._predictor.tokens[symbol]
+
+
+def _row(logits: "torch.Tensor") -> npt.NDArray[np.float64]:
+    """Of the only lane, in natural units."""
+    return np.asarray(logits[0].double().cpu().numpy())
+
+
 def _softmax(logits: npt.NDArray[np.int32]) -> Probabilities:
     """Of the exact engines' logits."""
     weights = np.exp2((logits.astype(np.float64) - logits.max()) / LOGIT_UNIT)
@@ -128,12 +175,14 @@ def _softmax(logits: npt.NDArray[np.int32]) -> Probabilities:
 
 
 def source(name: str) -> Source:
-    """gzip, lzma, png, flac, a preset of lmzip, or a model by name or path."""
+    """gzip, lzma, png, flac, a preset of lmzip, a model by name or path, or a float predictor."""
     from lmzip import models
     from lmzip.codec import PRESETS
 
     if name in baselines.names() or name in PRESETS:
         return CompressorSource(baselines.named(name))
+    if baselines.is_predictor(name):
+        return FloatSource(name)
     info = models.find(name)
     return TokenSource(info.path) if info.is_token_model else ModelSource(info.path)
 
@@ -164,7 +213,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compressor",
         required=True,
         metavar="NAME",
-        help=f"{', '.join(baselines.names())}, a preset, or a model by name or path",
+        help=f"{', '.join(baselines.names())}, a preset, a model by name or path, or a float "
+        "predictor torch:MODULE:FACTORY[:ARGUMENT], whose code is run",
     )
     parser.add_argument("--prompt", type=Path, required=True, metavar="FILE", help="- is stdin")
     parser.add_argument("-n", type=int, default=100, metavar="N", help="bytes (%(default)s)")

@@ -56,6 +56,9 @@ class Predictor(ABC):
     escape: int | None = None
     """The symbol behind which a raw byte follows; needed where `tokens` lacks bytes."""
 
+    weights: tuple[int, int] = (0, 0)
+    """Parameters and their bytes, for rates that count the model; zeros where it is not known."""
+
     @property
     @abstractmethod
     def fingerprint(self) -> str:
@@ -96,6 +99,7 @@ class ByteModule(Predictor):
         stated: Any = getattr(module, "context", DEFAULT_CONTEXT)
         self._context = int(context or stated)
         self._seen = torch.zeros((1, 1), dtype=torch.int64)
+        self.weights = _weights(module)
         if self._context < 2:
             raise ValueError(f"the context must be 2 or more, got {self._context}")
 
@@ -142,6 +146,7 @@ class CausalLM(Predictor):
         from lmzip.tokenization import plain_document, start_token, token_bytes
 
         self._model = model.eval()
+        self.weights = _weights(model)
         config = model.config
         limit = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
         self._context = min(int(context or DEFAULT_CONTEXT), limit)
@@ -307,6 +312,12 @@ def weights_digest(module: torch.nn.Module) -> str:
         digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
         digest.update(t.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _weights(module: torch.nn.Module) -> tuple[int, int]:
+    """Parameters and their bytes, those that are shared counted once."""
+    found = list(module.parameters())
+    return sum(p.numel() for p in found), sum(p.nbytes for p in found)
 
 
 def _device_of(module: torch.nn.Module) -> torch.device:

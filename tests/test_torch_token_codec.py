@@ -18,7 +18,14 @@ from device_frames import (  # noqa: E402
     outcomes_beside_damage,
     watch_batches,
 )
-from lmzip import _core, codec, llama_model, models, torch_token_codec  # noqa: E402
+from lmzip import (  # noqa: E402
+    _core,
+    codec,
+    llama_model,
+    models,
+    token_answers,
+    torch_token_codec,
+)
 from lmzip.codec import TOKEN_PROFILE, CodecRequest, ThreadShare  # noqa: E402
 from lmzip.container import METHOD_TOKENS  # noqa: E402
 from lmzip.errors import CorruptError, LimitError, LmzipError, UnsupportedError  # noqa: E402
@@ -218,17 +225,34 @@ def test_a_missing_device_is_named(small) -> None:
 # ── the coders that take logits from elsewhere ──
 
 
+def flat_answers(lanes: int) -> np.ndarray:
+    """Of rows of equal logits, with token 5 for a target."""
+    answers = np.zeros((lanes, token_answers.ANSWER_WORDS), np.uint32)
+    answers[:, :2] = 300 << 30 & 0xFFFFFFFF, 300 >> 2
+    answers[:, token_answers.COUNT] = 300
+    answers[:, token_answers.LIST :: 2][:, :300] = np.arange(300)
+    return answers
+
+
 def test_coders_refuse_other_shapes_and_missing_steps() -> None:
     packed = _core.LlamaModel(SMALL.tensors, SMALL.architecture.to_native())
-    vocabulary = SMALL.architecture.vocabulary
     encoder = _core.TokenLockstepEncoder(packed, [[[5, 6], [7]]], 1)
     decoder = _core.TokenLockstepDecoder(packed, [([b"", b""], 3)], 1)
     assert (encoder.lanes, encoder.steps, decoder.lanes, decoder.active()) == (2, 2, 2, 2)
-    with pytest.raises(ValueError, match=r"shape \(2, 1, 300\)"):
-        encoder.take(np.zeros((1, 1, vocabulary), np.int32))
+    words = token_answers.ANSWER_WORDS
+    with pytest.raises(ValueError, match=rf"shape \(2, 1, {words}\)"):
+        encoder.take(np.zeros((1, 1, words), np.uint32))
+    with pytest.raises(ValueError, match=r"shape \(2, 1, 22\)"):
+        encoder.ask(np.zeros((2, 1, 21), np.uint32))
+    questions = np.zeros((2, token_answers.QUESTION_WORDS), np.uint32)
+    decoder.ask(questions)
+    with pytest.raises(ValueError, match=rf"shape \(2, {words}\)"):
+        decoder.choose(np.zeros((2, 1), np.uint32), np.zeros(2, np.uint32))
     with pytest.raises(ValueError, match=r"shape \(2\)"):
-        decoder.take(np.zeros((2, vocabulary), np.int32), np.zeros(3, np.uint32))
-    encoder.take(np.zeros((2, 1, vocabulary), np.int32))
+        decoder.choose(flat_answers(2), np.zeros(3, np.uint32))
+    with pytest.raises(ValueError, match=r"shape \(2, 3\)"):
+        decoder.take(np.zeros((2, 2), np.uint32))
+    encoder.take(flat_answers(2)[:, None])
     with pytest.raises(ValueError, match="1 of 2 steps"):
         encoder.finish()
     with pytest.raises(ValueError, match="lanes left"):

@@ -16,6 +16,7 @@ import torch
 import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
+from lmzip import _core, token_answers
 from lmzip import triton_llama_kernels as kernels
 from lmzip.errors import UnsupportedError
 from lmzip.llama_model import LlamaArchitecture, LlamaModel
@@ -29,6 +30,8 @@ MULTIPROCESSORS = 132
 # Keys at once, more than there can be sinks; warps of a program of a step, of other programs.  A
 # guess: bench/gpu.py times others.
 KEYS, STEP_WARPS, BLOCK_WARPS = 32, 1, 4
+# Of the vocabulary at once, and warps of the program that takes a row.  A guess too.
+VOCABULARY_BLOCK, VOCABULARY_WARPS = 4096, 8
 # Scores are kept, not made anew, where so few queries read a key that the memory decides.
 KEPT_QUERIES = 16
 
@@ -89,6 +92,7 @@ class TritonLlama(TorchLlama):
         self.sigmoid = tensor(tensors["sigmoid"].astype(np.int32))
         self.frequency = tensor(tensors["rotary.frequency"].view(np.int32))
         self.exp16 = tensor(EXP16.astype(np.int32))
+        self.exp2 = tensor(_core.exp2_table().view(np.int32))
         self.unused = self.unused.to(torch.int8)
 
     # ── blocks ──
@@ -263,3 +267,30 @@ class TritonLlama(TorchLlama):
             "G": a.n_kv_heads,
             "d": a.head_dim,
         }
+
+    # ── what coders ask: token_answers.py ──
+
+    def survey(self, logits: Tensor, questions: Tensor) -> Tensor:
+        answers = self._empty(len(logits), token_answers.ANSWER_WORDS)
+        self._for_rows(kernels.survey, logits, questions, answers)
+        return answers
+
+    def answer(self, logits: Tensor, questions: Tensor) -> Tensor:
+        answers = self.survey(logits, questions)
+        self._for_rows(kernels.targets, logits, questions, answers)
+        return answers
+
+    def search(self, logits: Tensor, questions: Tensor, answers: Tensor, slots: Tensor) -> Tensor:
+        found = self._empty(len(logits), token_answers.FOUND_WORDS)
+        self._for_rows(kernels.search, logits, questions, answers, slots, found)
+        return found
+
+    def _for_rows(
+        self, kernel: triton.JITFunction, logits: Tensor, questions: Tensor, *more: Tensor
+    ) -> None:
+        rows, vocabulary = logits.shape
+        kernel[(rows,)](
+            logits, questions, self.exp2, *more,
+            V=vocabulary, BLOCK=min(VOCABULARY_BLOCK, power_of_two(vocabulary)),
+            num_warps=VOCABULARY_WARPS, **OPTIONS,
+        )  # fmt: skip

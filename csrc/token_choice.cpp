@@ -105,8 +105,7 @@ void complete_choice(const RowAnswer& answer, size_t vocabulary, Choice& choice)
   const uint64_t sum = answer.sum();
   if (sum < kFreqTotal || sum > uint64_t{vocabulary} << kExp2Bits) throw_bad_answer("such a sum");
   if (answer.likely_count > kMaxLikely) throw_bad_answer("so many likely tokens");
-  for (size_t i = 0; i < recalled; ++i)
-    choice.candidates[i].log_p = checked(answer.recalled[i]);
+  for (size_t i = 0; i < recalled; ++i) choice.candidates[i].log_p = checked(answer.recalled[i]);
   size_t next = 0;
   for (size_t i = 0; i < answer.likely_count; ++i) {
     const auto& [token, below] = answer.likely[i];

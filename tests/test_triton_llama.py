@@ -311,11 +311,11 @@ def test_blocks_of_any_length_equal_the_reference_step_by_step(name, count) -> N
 # ── the compiled kernels ──
 
 NAMES = ["embed", "normalize", "quantize", "project_heads", "add_product", "gate", "head"]
-NAMES += ["split_heads", "attention"]
+NAMES += ["split_heads", "attention", "survey", "targets", "search"]
 COMPILE = f"""
 import torch
 import ptx
-from lmzip import triton_llama, triton_llama_kernels
+from lmzip import token_answers, triton_llama, triton_llama_kernels
 from random_llama import random_llama, small_llama
 
 ptx.record(triton_llama_kernels, {NAMES})
@@ -326,7 +326,10 @@ for norm, sinks in ((False, 4), (True, 0)):
     for lanes, count in ((64, 1), (16, 64)) if sinks else ((64, 1),):
         triton_llama.MULTIPROCESSORS = 132 if count == 1 else 1  # small tiles, large ones
         tokens = torch.zeros(lanes, count, dtype=torch.int32)
-        engine.feed(engine.start(lanes, 1024, count, graph=True), tokens)
+        logits = engine.feed(engine.start(lanes, 1024, count, graph=True), tokens).flatten(0, 1)
+        questions = torch.zeros(len(logits), token_answers.QUESTION_WORDS, dtype=torch.int32)
+        answers = engine.answer(logits, questions)
+        engine.search(logits, questions, answers, questions[:, 0].contiguous())
 ptx.write_ptx()
 """
 

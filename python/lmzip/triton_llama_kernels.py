@@ -615,9 +615,9 @@ def survey(
     total = tl.sum(sums, axis=0)
 
     token, known = _recalled(question_ptr, V)
-    below = tl.where(known, top - tl.load(logits_ptr + token, mask=known, other=0), 0)
+    distance = tl.where(known, top - tl.load(logits_ptr + token, mask=known, other=0), 0)
     j = tl.arange(0, RECALL_BLOCK)
-    tl.store(answer_ptr + BELOW + j, below, mask=j < RECALLED)
+    tl.store(answer_ptr + BELOW + j, distance, mask=j < RECALLED)
 
     count = tl.zeros((), tl.int32)
     for begin in range(0, V, BLOCK):

@@ -31,7 +31,8 @@ def test_a_tiny_run(tmp_path) -> None:
     for count in ("1", "8"):
         of_block = {row["stage"] for row in stages if row["count"] == count}
         expected = {"qkv product", "attention", "gate product", "normalize", "head product"}
-        assert of_block >= expected | {"down product, torch._int_mm", "whole block"}
+        assert of_block >= expected | {"survey", "down product, torch._int_mm", "whole block"}
+        assert of_block & {"targets", "search"} == {"search" if count == "1" else "targets"}
     assert all(float(row["us"]) > 0 for row in stages)
     frames = {row["direction"]: row for row in rows if row["what"] == "frames"}
     assert frames.keys() == {"encode", "decode"}

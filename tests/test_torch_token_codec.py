@@ -173,6 +173,11 @@ def test_a_device_that_disagrees_is_found_before_it_writes() -> None:
     broken = TorchLlama(SMALL)
     broken.softmax = broken.softmax * 1.001
     assert not agrees_with_native(broken, packed)
+    for name in ("survey", "answer", "search"):
+        broken = TorchLlama(SMALL)
+        right = getattr(broken, name)
+        setattr(broken, name, lambda *given, right=right: right(*given) + 1)
+        assert not agrees_with_native(broken, packed), name
 
 
 def test_where_triton_is_missing_or_wrong_pytorch_takes_its_place(monkeypatch) -> None:

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import lmzip  # noqa: E402
 from device_frames import (  # noqa: E402
+    at_once,
     check_few_lanes_are_left_to_the_cpu,
     check_frames_at_once,
     check_out_of_memory_halves_the_batch,
@@ -92,8 +93,9 @@ def test_the_same_bytes_from_both_and_each_decodes_the_other(
     assert_same(native, through_torch, TEXT[:size], lanes)
 
 
-def test_frames_through_the_triton_engine_are_the_native_bytes(tmp_path, monkeypatch) -> None:
-    """In Triton's interpreter."""
+@pytest.fixture
+def triton_codecs(tmp_path, monkeypatch) -> tuple[TokenCodec, TorchTokenCodec]:
+    """The native codec, and one through Triton's interpreter; of one layer."""
     pytest.importorskip("triton", reason="Triton is not installed")
     from lmzip.triton_llama import TritonLlama
 
@@ -103,10 +105,43 @@ def test_frames_through_the_triton_engine_are_the_native_bytes(tmp_path, monkeyp
     monkeypatch.setattr(torch_token_codec, "open_engine", engine)
     one_layer = random_llama(small_llama(n_layers=1, windows=(5,), sinks=(2,)), 3)
     model = save(tmp_path, one_layer)
-    native, ours = TokenCodec(request(model)), TorchTokenCodec(request(model))
-    raw = b"tea at tea, tea at ten"
+    return TokenCodec(request(model)), TorchTokenCodec(request(model))
+
+
+def test_frames_through_the_triton_engine_are_the_native_bytes(triton_codecs) -> None:
+    raw = b"tea at tea\xff tea at\x04 ten"
     frames = [(raw, 2), (raw[::-1], 1)]
-    check_frames_at_once(native, ours, frames)
+    check_frames_at_once(*triton_codecs, frames)
+
+
+def check_damage(native: TokenCodec, ours: TorchTokenCodec, raw: bytes, seeds: int) -> None:
+    """Flipped bits, random bytes, cut and empty payloads, decoded at once: each is refused as by
+    the native codec, or is the same other message."""
+    rng = np.random.default_rng(5)
+    good = native.encode_frame(raw, 2)
+    damaged = [[b"", b""], [good[0], b""], [good[0][:-1], good[1]], good[::-1]]
+    for _ in range(seeds):
+        payload = bytearray(good[1])
+        payload[rng.integers(len(payload))] ^= 1 << rng.integers(8)
+        damaged += [[good[0], bytes(payload)], [rng.bytes(len(p)) for p in good]]
+
+    def outcome(codec, payloads: list[bytes]) -> object:
+        try:
+            return codec.decode_frame(payloads, len(raw))
+        except LmzipError as error:
+            return type(error)
+
+    expected = [outcome(native, payloads) for payloads in damaged]
+    assert at_once(outcome, [(ours, payloads) for payloads in damaged]) == expected
+    assert expected.count(CorruptError) > len(expected) / 2
+
+
+def test_damaged_payloads_fail_as_natively(native, through_torch) -> None:
+    check_damage(native, through_torch, TEXT[:120], 8)
+
+
+def test_damaged_payloads_fail_as_natively_through_the_triton_engine(triton_codecs) -> None:
+    check_damage(*triton_codecs, b"tea at ten", 2)
 
 
 def test_frames_that_come_together_are_coded_together(native, through_torch, monkeypatch) -> None:

@@ -33,7 +33,7 @@ COUNT, INTERVAL, BELOW = 2, 3, 5  # places in an answer
 LIST = BELOW + RECALLED
 ANSWER_WORDS = LIST + 2 * LIKELY
 FOUND_WORDS = 3
-CHUNK = coder_torch.CHUNK  # logits that are worked on at once
+CHUNK = 1 << 24  # logits that are worked on at once, with some forty bytes for each
 
 
 def survey(logits: Tensor, questions: Tensor) -> Tensor:

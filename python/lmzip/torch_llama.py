@@ -513,6 +513,10 @@ class LlamaLanes:
             self._graph = CudaGraph(engine.device, self._evaluate)
             self._out = torch.empty_like(self._graph.result, device="cpu", pin_memory=True)
             if to_search:
+                with self._graph.on_stream():
+                    self._graph.replay()  # what is searched has to be there, or any index is read
+                    self._graph.record_done()
+                self._graph.wait()
                 # Before the blocks of other lanes, which would keep this one waiting.
                 self._search_graph = CudaGraph(engine.device, self._search, priority=-1)
                 result = self._search_graph.result

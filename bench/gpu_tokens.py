@@ -116,17 +116,12 @@ def models(bench) -> Iterator[tuple[str, object]]:
 
 
 def engine_of(bench, model):
-    """The Triton engine; raises SystemExit where it lacks what the model has, or does not give the
-    CPU's integers."""
+    """The Triton engine; raises SystemExit where it does not give the CPU's integers."""
     from lmzip import _core
-    from lmzip.errors import UnsupportedError
     from lmzip.torch_token_codec import agrees_with_native
     from lmzip.triton_llama import TritonLlama
 
-    try:
-        engine = TritonLlama(model, bench.device)
-    except UnsupportedError as error:
-        raise SystemExit(f"{model.name}: {error}: nothing is measured") from None
+    engine = TritonLlama(model, bench.device)
     native = _core.LlamaModel(model.tensors, model.architecture.to_native())
     if not agrees_with_native(engine, native, 2 if bench.on_cpu else 24):
         raise SystemExit(f"{model.name}: the integers differ from the CPU's: nothing is measured")
@@ -225,10 +220,10 @@ def stage_calls(bench, engine, state, lanes: int, count: int) -> Iterator[tuple[
         yield f"attention, {keys} keys, {warps} warps", attend
     triton_llama.KEYS, triton_llama.STEP_WARPS, triton_llama.BLOCK_WARPS = before
     yield "quantize", lambda: engine.quantize(layer.down, h, gq.r)
-    yield "out product", lambda: engine.add_product(layer.out, x, pq)
+    yield "out product", lambda: engine.add_part(layer.out, layer.attention_post_norm, x, pq)
     yield "normalize", lambda: engine.normalize(x, layer.mlp_norm, layer.gate_up)
     yield "gate product", lambda: engine.gate(layer.gate_up, gq)
-    yield "down product", lambda: engine.add_product(layer.down, x, hq)
+    yield "down product", lambda: engine.add_part(layer.down, layer.mlp_post_norm, x, hq)
     yield "head product", lambda: engine.logits(hd)
     yield "survey", lambda: engine.survey(logits, questions)
     if count == 1:

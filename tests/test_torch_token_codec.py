@@ -245,17 +245,6 @@ def test_where_triton_is_missing_or_wrong_pytorch_takes_its_place(monkeypatch) -
         torch_token_codec.open_engine(SMALL, packed, device)
 
 
-def test_models_that_triton_has_no_kernels_for_go_to_pytorch(monkeypatch) -> None:
-    pytest.importorskip("triton", reason="Triton is not installed")
-    monkeypatch.setattr(torch_token_codec, "triton_missing", lambda _: None)
-    monkeypatch.setattr(torch_token_codec, "TorchLlama", lambda model, _: TorchLlama(model))
-    model = random_llama(small_llama(post_norms=True), 1)
-    packed = _core.LlamaModel(model.tensors, model.architecture.to_native())
-    with pytest.warns(RuntimeWarning, match="cuda:0: the Triton engine has no kernels for norms"):
-        engine = torch_token_codec.open_engine(model, packed, torch.device("cuda:0"))
-    assert type(engine) is TorchLlama
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_missing_device_is_named(small) -> None:
     with pytest.raises(UnsupportedError, match="no CUDA device"):
@@ -314,10 +303,8 @@ def test_coders_refuse_other_shapes_and_missing_steps() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 def test_cuda_every_kind_of_model(architecture, tmp_path) -> None:
     model = save(tmp_path, random_llama(architecture, 3))
-    lacking = architecture.post_norms or any(architecture.local)
     with warnings.catch_warnings():
-        if not lacking:
-            warnings.simplefilter("error")  # the Triton engine, not its substitute
+        warnings.simplefilter("error")  # the Triton engine, not its substitute
         assert_same(TokenCodec(request(model)), TorchTokenCodec(request(model, "cuda")), TEXT, 80)
 
 

@@ -30,7 +30,7 @@ from lmzip.device_codec import (
     triton_missing,
     warn_of_torch,
 )
-from lmzip.errors import LmzipError, UnsupportedError
+from lmzip.errors import LmzipError
 from lmzip.llama_model import LlamaModel
 from lmzip.token_codec import TokenCodec
 from lmzip.torch_llama import LlamaLanes, TorchLlama
@@ -164,23 +164,18 @@ class TokenDecodeGroup:
 
 
 def open_engine(model: LlamaModel, native: _core.LlamaModel, device: torch.device) -> TorchLlama:
-    """The best engine for a device.  Where CUDA lacks what the Triton engine needs, or that engine
-    what the model has, PyTorch's own operations, with a warning.  Raises LmzipError where those do
-    not give the CPU's integers."""
+    """The best engine for a device.  Where CUDA lacks what the Triton engine needs, PyTorch's own
+    operations, with a warning.  Raises LmzipError where those do not give the CPU's integers."""
     if device.type == "cpu":
         return TorchLlama(model, device)
     missing = triton_missing(device)
     if missing is None:
         from lmzip.triton_llama import TritonLlama
 
-        try:
-            engine: TorchLlama = TritonLlama(model, device)
-        except UnsupportedError as error:
-            missing = str(error)
-        else:
-            if agrees_with_native(engine, native):
-                return engine
-            missing = WRONG_KERNELS
+        engine: TorchLlama = TritonLlama(model, device)
+        if agrees_with_native(engine, native):
+            return engine
+        missing = WRONG_KERNELS
     warn_of_torch(device, missing)
     engine = TorchLlama(model, device)
     if not agrees_with_native(engine, native):

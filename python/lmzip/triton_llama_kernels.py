@@ -21,6 +21,11 @@ RESIDUAL_MAX = tl.constexpr((1 << 30) - 64)
 HEADS_MAX = tl.constexpr(1 << 24)  # of queries, keys and values, and of scores
 TINY = tl.constexpr(2.0**-100)
 LEVEL = tl.constexpr(8191)
+FEED_FORWARD = tl.constexpr(2.0**-16)
+POST_LIMIT, POST_UNIT = tl.constexpr(1 << 22), tl.constexpr(2.0**-22)
+MIN_UNIT, MAX_UNIT = tl.constexpr(2.0**-40), tl.constexpr(2.0**60)
+MAX_EPSILON = tl.constexpr(2.0**60)
+INTEGERS = tl.constexpr(2.0**23)  # floats from here on have no fraction
 FREQ_TOTAL = tl.constexpr(1 << 30)
 # Places of token_answers.py.
 LIKELY_SHIFT, LIKELY = tl.constexpr(9), tl.constexpr(512)
@@ -82,6 +87,7 @@ def embed(
     x_ptr,  # (rows, D) int32
     gain_ptr, q_ptr, r_ptr,  # as in normalize
     plane, epsilon, n_rows,
+    RESIDUAL: tl.constexpr,  # 2^residual_bits
     D: tl.constexpr, LIMIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Section 3, then normalize() for the first layer."""
@@ -91,7 +97,7 @@ def embed(
     inside = valid[:, None] & (channel < D)[None, :]
     token = tl.load(tokens_ptr + row, mask=valid, other=0).to(tl.int64)
     e = tl.load(weight_ptr + token[:, None] * D + channel[None, :], mask=inside, other=0)
-    factor = tl.load(scale_ptr + token, mask=valid, other=0.0) * 16384.0  # 2^14
+    factor = tl.load(scale_ptr + token, mask=valid, other=0.0) * RESIDUAL
     x = rint(e.to(tl.float32) * factor[:, None], -RESIDUAL_MAX, RESIDUAL_MAX)
     tl.store(x_ptr + row[:, None].to(tl.int64) * D + channel[None, :], x, mask=inside)
     _store_normalized(
@@ -126,12 +132,13 @@ def quantize(
     q_ptr,  # (1 or 2, rows, N) int8
     factor_ptr,  # (rows) float32: what add_product() multiplies sums by
     plane, n_rows,
+    RESIDUAL: tl.constexpr,  # 2^residual_bits
     N: tl.constexpr, LIMIT: tl.constexpr, DOWN: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """quantize() of section 4 with limit LIMIT, and the factor of section 5: r * 2^14 for the
-    output projection, for the feed-forward (DOWN) (r * row scale) * 2^-2.  Two passes, unless a row
-    fits in a block."""
+    """quantize() of section 4 with limit LIMIT, and the factor of section 5: r * RESIDUAL for the
+    output projection, for the feed-forward (DOWN) (r * row scale) * (RESIDUAL * 2^-16).  Two
+    passes, unless a row fits in a block."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     valid = row < n_rows
     m = tl.zeros((ROWS,), tl.float32)
@@ -150,10 +157,11 @@ def quantize(
         if N > BLOCK:
             y = tl.load(y_ptr + at, mask=inside, other=0.0)
         _store_halves(q_ptr, plane, at, rint(y * inverse[:, None], -LIMIT, LIMIT), inside, LIMIT)
-    if DOWN:  # noqa: SIM108
-        factor = (r * tl.load(r_ptr + row, mask=valid, other=0.0)) * 0.25
+    if DOWN:
+        shared = tl.load(r_ptr + row, mask=valid, other=0.0)
+        factor = (r * shared) * (RESIDUAL * FEED_FORWARD)
     else:
-        factor = r * 16384.0
+        factor = r * RESIDUAL
     tl.store(factor_ptr + row, factor, mask=valid)
 
 
@@ -228,6 +236,63 @@ def add_product(
     at = x_ptr + row[:, None].to(tl.int64) * N + column[None, :]
     x = tl.load(at, mask=inside, other=0) + rint(y, -RESIDUAL_MAX, RESIDUAL_MAX)
     tl.store(at, tl.minimum(tl.maximum(x, -RESIDUAL_MAX), RESIDUAL_MAX), mask=inside)
+
+
+@triton.jit
+def part_sums(
+    q_ptr, plane, _factor_ptr, weight_ptr, _scale_ptr,
+    sums_ptr,  # (rows, N) int32
+    n_rows, N: tl.constexpr, K: tl.constexpr, WIDE: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """The product of add_product() alone, for add_post_norm(), which needs whole rows."""
+    row, column, inside = _tile(n_rows, N, BM, BN)
+    acc = _sums(q_ptr, plane, weight_ptr, row, column, K, WIDE, BM, BN, BK)
+    tl.store(sums_ptr + row[:, None].to(tl.int64) * N + column[None, :], acc, mask=inside)
+
+
+@triton.jit
+def _round_wide(a):
+    """0 <= a <= 2^60 rounded to nearest, ties to even; int64."""
+    small = rint(a, 0, 1 << 23).to(tl.int64)
+    return tl.where(a < INTEGERS, small, a.to(tl.int64))
+
+
+@triton.jit
+def add_post_norm(
+    sums_ptr,  # (rows, D) int32
+    factor_ptr, scale_ptr,  # (rows), (D) float32
+    gain_ptr,  # (D) float32
+    x_ptr,  # (rows, D) int32, changed
+    epsilon,  # E
+    n_rows,
+    RESIDUAL: tl.constexpr,
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Section 5, the norm after a part, onto the residual stream."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    channel = tl.arange(0, BLOCK)
+    valid = row < n_rows
+    inside = valid[:, None] & (channel < D)[None, :]
+    at = row[:, None].to(tl.int64) * D + channel[None, :]
+    acc = tl.load(sums_ptr + at, mask=inside, other=0).to(tl.float32)
+    scale = tl.load(scale_ptr + channel, mask=channel < D, other=0.0)
+    m = tl.max(tl.abs(acc * scale[None, :]), axis=1)
+    # m is 0 or at least 2^-40; where it is 0, so is acc
+    most = tl.full((ROWS,), POST_LIMIT, tl.float32)
+    inverse = tl.div_rn(most, tl.maximum(m, TINY))
+    u = rint((acc * inverse[:, None]) * scale[None, :], -RESIDUAL_MAX, RESIDUAL_MAX)
+    unit = (m * POST_UNIT) * tl.load(factor_ptr + row, mask=valid, other=0.0)
+    unit = tl.minimum(tl.maximum(unit, MIN_UNIT), MAX_UNIT)
+    e = tl.div_rn(tl.full((ROWS,), epsilon, tl.int64).to(tl.float32), unit * unit)
+    wide = u.to(tl.int64)
+    total = tl.sum(wide * wide, axis=1) + _round_wide(tl.minimum(e, MAX_EPSILON))
+    divisor = tl.maximum(total, 1).to(tl.float32)
+    root = tl.sqrt_rn(tl.div_rn(tl.full((ROWS,), D, tl.float32), divisor))
+    gain = tl.load(gain_ptr + channel, mask=channel < D, other=0.0)
+    y = (u.to(tl.float32) * (root * RESIDUAL)[:, None]) * gain[None, :]
+    x = tl.load(x_ptr + at, mask=inside, other=0) + rint(y, -RESIDUAL_MAX, RESIDUAL_MAX)
+    tl.store(x_ptr + at, tl.minimum(tl.maximum(x, -RESIDUAL_MAX), RESIDUAL_MAX), mask=inside)
 
 
 @triton.jit

@@ -77,6 +77,7 @@ def step_costs(a, lanes: int, count: int) -> list[tuple[str, Cost]]:
     kv = a.n_kv_heads * a.head_dim
     qkv = heads + 2 * kv
     kept = count * a.n_heads // a.n_kv_heads <= 16
+    added = (16 if a.post_norms else 8) * d  # sums are stored for the norm after a part
     costs = [row_cost("token embed", rows, d, 6 * d, d)]
     for layer in range(a.n_layers):
         costs += [
@@ -84,11 +85,11 @@ def step_costs(a, lanes: int, count: int) -> list[tuple[str, Cost]]:
             row_cost("token split_heads", rows, 4 * qkv, qkv + heads, qkv),
             ("attention", attention_cost(a, layer, lanes, count, kept)),
             row_cost("quantize", rows, 4 * heads, 2 * heads, heads),
-            ("out product", product_cost(a, "out", rows, heads, d, 8 * d)),
+            ("out product", product_cost(a, "out", rows, heads, d, added)),
             row_cost("normalize", rows, 4 * d, 2 * d, d),
             ("gate product", product_cost(a, "gate_up", rows, d, 2 * f, 4 * f)),
             row_cost("quantize", rows, 4 * f, 2 * f, f),
-            ("down product", product_cost(a, "down", rows, f, d, 8 * d)),
+            ("down product", product_cost(a, "down", rows, f, d, added)),
             row_cost("normalize", rows, 4 * d, 2 * d, d),
         ]
     costs.append(("head product", product_cost(a, "head", rows, d, v, 4 * v)))

@@ -312,8 +312,7 @@ void check_tokens() {
     for (size_t f = 0, first = 0; f < frames.size(); first += frames[f++].size()) {
       const Decoded expected = decode_by_rows(model, spans[f], sizes[f], first);
       CHECK(expected.error.empty() != (f == 1 || f == 3));
-      // What a frame holds when an error has ended it is nobody's; the error is the same one but
-      // for the lane, if several fail in the same step.
+      // What a frame holds when an error has ended it is nobody's.
       CHECK(decoded[f].error == expected.error);
       CHECK(!expected.error.empty() || decoded[f].raw == expected.raw);
     }

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 # An H200 by what was measured on one (copy, bf16 product; int8 taken as twice that) and by its data
 # sheet (132 multiprocessors of 128 lanes at 1.75 GHz).
-H200_BANDWIDTH, H200_INT8, H200_INSTRUCTIONS = 4.3e12, 2 * 790e12, 132 * 128 * 1.75e9
+MULTIPROCESSORS = 132
+H200_BANDWIDTH, H200_INT8 = 4.3e12, 2 * 790e12
+H200_INSTRUCTIONS = MULTIPROCESSORS * 128 * 1.75e9
 KERNEL_FLOOR = 2.5e-6  # seconds between the kernels of a graph, if a kernel has nothing to do
 # Instructions of a thread for each number of a row, or for each score: counted in the machine code
 # that Triton 3.6 makes of the kernels for sm_90 (nvdisasm), for the shape of 2.6 M, steps.
@@ -14,6 +16,8 @@ INSTRUCTIONS = {
     # By Triton 3.9, for SmolLM2-135M's shape; of passes over the vocabulary, the mean.
     "token embed": 87, "token split_heads": 76, "token attention, step": 118,
     "token attention, block": 144, "normalize": 70, "quantize": 29,
+    # The same, of passes over the vocabulary the mean; every block of it holding likely tokens.
+    "survey": 20, "targets": 14, "search": 27,
 }  # fmt: skip
 
 

@@ -7,10 +7,11 @@ a real one.  Frames are of random tokens, so that no tokenizer is needed.
 import time
 from collections.abc import Callable, Iterator
 
-from gpu_costs import INSTRUCTIONS, Cost, row_cost
+from gpu_costs import INSTRUCTIONS, MULTIPROCESSORS, Cost, row_cost
 
 LANES = (64, 256, 1024, 4096)
 PREFILL = ((64, 64), (16, 64))  # lanes, positions at once
+REST = 0.16  # of tokens that are no candidates: SmolLM2 on text, bench/token_cores.py
 KEY_TILES = ((32, 1), (64, 1), (64, 4), (128, 4))  # keys at once and warps of attention
 
 
@@ -59,13 +60,24 @@ def attention_cost(a, layer: int, lanes: int, count: int, kept: bool) -> Cost:
     )
 
 
+def vocabulary_cost(a, stage: str, rows: float, passes: int, written: int) -> tuple[str, Cost]:
+    """A program takes a row: with fewer rows than multiprocessors, some have nothing to do."""
+    numbers = passes * a.vocabulary
+    return stage, Cost(
+        rows * (4 * numbers + written),
+        instructions=max(rows, MULTIPROCESSORS) * numbers * INSTRUCTIONS[stage],
+    )
+
+
 def step_costs(a, lanes: int, count: int) -> list[tuple[str, Cost]]:
-    """(stage, cost) of a block."""
+    """(stage, cost) of a block, with what coders ask: targets when encoding, which takes blocks, a
+    search when decoding."""
     rows, d, f, v = lanes * count, a.d_model, a.d_ff, a.vocabulary
     heads = a.n_heads * a.head_dim
     kv = a.n_kv_heads * a.head_dim
     qkv = heads + 2 * kv
     kept = count * a.n_heads // a.n_kv_heads <= 16
+    added = (16 if a.post_norms else 8) * d  # sums are stored for the norm after a part
     costs = [row_cost("token embed", rows, d, 6 * d, d)]
     for layer in range(a.n_layers):
         costs += [
@@ -73,14 +85,17 @@ def step_costs(a, lanes: int, count: int) -> list[tuple[str, Cost]]:
             row_cost("token split_heads", rows, 4 * qkv, qkv + heads, qkv),
             ("attention", attention_cost(a, layer, lanes, count, kept)),
             row_cost("quantize", rows, 4 * heads, 2 * heads, heads),
-            ("out product", product_cost(a, "out", rows, heads, d, 8 * d)),
+            ("out product", product_cost(a, "out", rows, heads, d, added)),
             row_cost("normalize", rows, 4 * d, 2 * d, d),
             ("gate product", product_cost(a, "gate_up", rows, d, 2 * f, 4 * f)),
             row_cost("quantize", rows, 4 * f, 2 * f, f),
-            ("down product", product_cost(a, "down", rows, f, d, 8 * d)),
+            ("down product", product_cost(a, "down", rows, f, d, added)),
             row_cost("normalize", rows, 4 * d, 2 * d, d),
         ]
     costs.append(("head product", product_cost(a, "head", rows, d, v, 4 * v)))
+    costs.append(vocabulary_cost(a, "survey", rows, 3, 4200))
+    asked = ("search", 3) if count == 1 else ("targets", 2)
+    costs.append(vocabulary_cost(a, asked[0], REST * rows, asked[1], 4200))
     return costs
 
 
@@ -102,17 +117,12 @@ def models(bench) -> Iterator[tuple[str, object]]:
 
 
 def engine_of(bench, model):
-    """The Triton engine; raises SystemExit where it lacks what the model has, or does not give the
-    CPU's integers."""
+    """The Triton engine; raises SystemExit where it does not give the CPU's integers."""
     from lmzip import _core
-    from lmzip.errors import UnsupportedError
     from lmzip.torch_token_codec import agrees_with_native
     from lmzip.triton_llama import TritonLlama
 
-    try:
-        engine = TritonLlama(model, bench.device)
-    except UnsupportedError as error:
-        raise SystemExit(f"{model.name}: {error}: nothing is measured") from None
+    engine = TritonLlama(model, bench.device)
     native = _core.LlamaModel(model.tensors, model.architecture.to_native())
     if not agrees_with_native(engine, native, 2 if bench.on_cpu else 24):
         raise SystemExit(f"{model.name}: the integers differ from the CPU's: nothing is measured")
@@ -124,7 +134,7 @@ def run(bench) -> None:
         if not bench.in_time():
             return
         engine, native = engine_of(bench, model)
-        bench.add(what="equality", model=name, note="logits equal the native engine's")
+        bench.add(what="equality", model=name, note="logits and answers equal the native engine's")
         shapes = [(2, 1), (2, 8)] if bench.on_cpu else [(n, 1) for n in LANES] + [*PREFILL]
         for lanes, count in shapes:
             if not bench.in_time():
@@ -136,6 +146,7 @@ def run(bench) -> None:
 
 
 def stages(bench, name: str, engine, lanes: int, count: int) -> None:
+    from lmzip.token_answers import INPUT, QUESTION_WORDS
     from lmzip.torch_llama import LlamaLanes
 
     a = engine.arch
@@ -147,18 +158,23 @@ def stages(bench, name: str, engine, lanes: int, count: int) -> None:
         # "attention, 32 keys, 1 warps" costs what attention does.
         bench.stage(name, lanes, count, stage, bench.seconds(call), costs[stage.split(",")[0]])
     del state
-    block = LlamaLanes(engine, lanes, count, positions)
-    tokens = bench.numbers(a.vocabulary, lanes, count)
+    block = LlamaLanes(engine, lanes, count, positions, count == 1)
+    questions = bench.numbers(a.vocabulary, lanes, count, QUESTION_WORDS)
+    slots = bench.numbers(1 << 30, lanes)
+    slots[int(REST * lanes) + 1 :] = 0xFFFFFFFF
+    questions[..., INPUT] = a.start
 
     def whole() -> None:
-        block.launch(tokens)
+        block.launch(questions)
         block.wait()
+        if count == 1:
+            block.search(slots)
 
     seconds = bench.wall(whole)
     bench.add(
         what="stage", model=name, lanes=lanes, count=count, stage="whole block",
         us=f"{1e6 * seconds:.1f}", tokens_s=f"{lanes * count / seconds:.0f}",
-        note="graph with its copies",
+        note="graphs with their copies, what the coder asks",
     )  # fmt: skip
 
 
@@ -166,6 +182,8 @@ def stage_calls(bench, engine, state, lanes: int, count: int) -> Iterator[tuple[
     """Those of the last layer.  Beside products, what PyTorch takes for the same sums alone; beside
     attention, other tiles."""
     from lmzip import triton_llama
+    from lmzip import triton_llama_kernels as kernels
+    from lmzip.token_answers import QUESTION_WORDS, TARGET
 
     a, torch = engine.arch, bench.torch
     rows = lanes * count
@@ -181,6 +199,13 @@ def stage_calls(bench, engine, state, lanes: int, count: int) -> Iterator[tuple[
     h = engine.gate(layer.gate_up, gq)
     hq = engine.quantize(layer.down, h, gq.r)
     hd = engine.normalize(x, engine.head_norm, engine.head)
+    logits = engine.logits(hd)
+    questions = torch.full((rows, QUESTION_WORDS), -1, dtype=torch.int32, device=bench.device)
+    answers = engine.survey(logits, questions)
+    # So many rows are looked into again: the first ones have a target, or a slot.
+    asked = torch.arange(rows, device=bench.device) <= REST * rows
+    slots = torch.where(asked, 1 << 29, -1).int()
+    questions[:, TARGET] = torch.where(asked, 1, -1)
 
     def attend():
         return engine.attention(layer, heads, cache, state.position, count)
@@ -196,11 +221,16 @@ def stage_calls(bench, engine, state, lanes: int, count: int) -> Iterator[tuple[
         yield f"attention, {keys} keys, {warps} warps", attend
     triton_llama.KEYS, triton_llama.STEP_WARPS, triton_llama.BLOCK_WARPS = before
     yield "quantize", lambda: engine.quantize(layer.down, h, gq.r)
-    yield "out product", lambda: engine.add_product(layer.out, x, pq)
+    yield "out product", lambda: engine.add_part(layer.out, layer.attention_post_norm, x, pq)
     yield "normalize", lambda: engine.normalize(x, layer.mlp_norm, layer.gate_up)
     yield "gate product", lambda: engine.gate(layer.gate_up, gq)
-    yield "down product", lambda: engine.add_product(layer.down, x, hq)
+    yield "down product", lambda: engine.add_part(layer.down, layer.mlp_post_norm, x, hq)
     yield "head product", lambda: engine.logits(hd)
+    yield "survey", lambda: engine.survey(logits, questions)
+    if count == 1:
+        yield "search", lambda: engine.search(logits, questions, answers, slots)
+    else:
+        yield "targets", lambda: engine._for_rows(kernels.targets, logits, questions, answers)
     for stage, product, q in (
         ("qkv", layer.qkv, xq), ("out", layer.out, pq), ("gate", layer.gate_up, gq),
         ("down", layer.down, hq), ("head", engine.head, hd),

@@ -18,6 +18,16 @@ namespace {
 
 static_assert(sizeof(Interval) == 8);  // rows of (lo, freq), uint32
 
+// Records of 32-bit words (token_answers.h) as arrays of uint32.
+template <typename Record>
+Record* records(uint32_t* words) {
+  return reinterpret_cast<Record*>(words);
+}
+template <typename Record>
+const Record* records(const uint32_t* words) {
+  return reinterpret_cast<const Record*>(words);
+}
+
 constexpr std::pair<const char*, MixerProfile> kProfiles[] = {
     {"text", MixerProfile::kText},
     {"binary", MixerProfile::kBinary},
@@ -203,16 +213,18 @@ class PyTokenEncoder {
   size_t lanes() const { return coder_->lanes(); }
   size_t steps() const { return coder_->steps(); }
 
-  void inputs(Array<uint32_t>& out) const {
+  void ask(Array<uint32_t>& out) const {
     const size_t steps = steps_of(out);
-    check_shape(out, {coder_->lanes(), steps}, "inputs");
-    coder_->inputs(out.mutable_data(), steps);
+    check_shape(out, {coder_->lanes(), steps, kQuestionWords}, "questions");
+    auto* data = records<RowQuestion>(out.mutable_data());
+    const py::gil_scoped_release release;
+    coder_->ask(data, steps);
   }
 
-  void take(Array<int32_t>& logits) {
-    const size_t steps = steps_of(logits);
-    check_shape(logits, {coder_->lanes(), steps, model_->arch().vocabulary}, "logits");
-    int32_t* data = logits.mutable_data();
+  void take(const Array<uint32_t>& answers) {
+    const size_t steps = steps_of(answers);
+    check_shape(answers, {coder_->lanes(), steps, kAnswerWords}, "answers");
+    const auto* data = records<RowAnswer>(answers.data());
     const py::gil_scoped_release release;
     coder_->take(data, steps);
   }
@@ -242,13 +254,27 @@ class PyTokenDecoder {
 
   size_t lanes() const { return coder_->lanes(); }
 
-  void take(Array<int32_t>& logits, Array<uint32_t>& tokens) {
-    check_shape(logits, {coder_->lanes(), model_->arch().vocabulary}, "logits");
-    check_shape(tokens, {coder_->lanes()}, "tokens");
-    int32_t* data = logits.mutable_data();
-    uint32_t* out = tokens.mutable_data();
+  void ask(Array<uint32_t>& out) {
+    check_shape(out, {coder_->lanes(), kQuestionWords}, "questions");
+    auto* data = records<RowQuestion>(out.mutable_data());
     const py::gil_scoped_release release;
-    coder_->take(data, out);
+    coder_->ask(data);
+  }
+
+  size_t choose(const Array<uint32_t>& answers, Array<uint32_t>& slots) {
+    check_shape(answers, {coder_->lanes(), kAnswerWords}, "answers");
+    check_shape(slots, {coder_->lanes()}, "slots");
+    const auto* data = records<RowAnswer>(answers.data());
+    uint32_t* out = slots.mutable_data();
+    const py::gil_scoped_release release;
+    return coder_->choose(data, out);
+  }
+
+  void take(const Array<uint32_t>& found) {
+    check_shape(found, {coder_->lanes(), kFoundWords}, "found");
+    const auto* data = records<FoundToken>(found.data());
+    const py::gil_scoped_release release;
+    coder_->take(data);
   }
 
   size_t active() const { return coder_->active(); }
@@ -290,15 +316,17 @@ void bind_lockstep(py::module_& m) {
           py::arg("model"), py::arg("frames"), py::arg("threads"))
       .def_property_readonly("lanes", &PyTokenEncoder::lanes)
       .def_property_readonly("steps", &PyTokenEncoder::steps)
-      .def("inputs", &PyTokenEncoder::inputs, py::arg("out").noconvert())
-      .def("take", &PyTokenEncoder::take, py::arg("logits").noconvert())
+      .def("ask", &PyTokenEncoder::ask, py::arg("out").noconvert())
+      .def("take", &PyTokenEncoder::take, py::arg("answers").noconvert())
       .def("finish", &PyTokenEncoder::finish);
   py::class_<PyTokenDecoder>(m, "TokenLockstepDecoder")
       .def(py::init<std::shared_ptr<LlamaModel>, const EncodedFrames&, size_t>(), py::arg("model"),
            py::arg("frames"), py::arg("threads"))
       .def_property_readonly("lanes", &PyTokenDecoder::lanes)
-      .def("take", &PyTokenDecoder::take, py::arg("logits").noconvert(),
-           py::arg("tokens").noconvert())
+      .def("ask", &PyTokenDecoder::ask, py::arg("out").noconvert())
+      .def("choose", &PyTokenDecoder::choose, py::arg("answers").noconvert(),
+           py::arg("slots").noconvert())
+      .def("take", &PyTokenDecoder::take, py::arg("found").noconvert())
       .def("active", &PyTokenDecoder::active)
       .def("finish", &PyTokenDecoder::finish, py::arg("frame"));
 }

@@ -26,6 +26,7 @@ struct Candidate {
 class Recall {
  public:
   static constexpr size_t kStates = 20;
+  static constexpr size_t kMost = 20;  // tokens that a lookup finds at most
 
   explicit Recall(size_t lanes) : histories_(lanes), table_(kOrders.size() * kBuckets) {}
 
@@ -79,6 +80,7 @@ class Recall {
 
   // Slots: token (20 bits), count (4; 0: empty), check (8).  Counts do not grow.
   using Bucket = std::array<uint32_t, kSlots>;
+  static_assert(kMost == kOrders.size() * kSlots);
   struct Place {
     size_t index;
     uint32_t check;

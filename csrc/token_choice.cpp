@@ -5,15 +5,17 @@
 #include <bit>
 #include <cstdlib>
 #include <iterator>
+#include <stdexcept>
+#include <string>
 
 #include "choice_start.h"
+#include "llama_stages.h"
 #include "logistic.h"
 #include "row_kernels.h"
 
 namespace lmzip {
 namespace {
 
-constexpr int kLikelyShift = 9;                            // 1/512
 constexpr int32_t kLogPUnit = 8;                           // of log_p of candidates
 constexpr int32_t kLeast = -20 * (1 << kLogitFracBits);    // the same
 constexpr int32_t kTopBits = kExp2Bits << kLogitFracBits;  // log2 of the greatest logit's weight
@@ -28,6 +30,35 @@ int32_t log2_of(uint64_t n) {
   const int shift = std::max(0, static_cast<int>(std::bit_width(n)) - 24);
   return ((shift << kLogBits) + bent_log2(static_cast<uint32_t>(n >> shift))) >>
          (kLogBits - kLogitFracBits);
+}
+
+// Adds a likely token, unless it is one of the first `recalled`; below: see weigh().
+void add_likely(uint32_t token, int32_t below, size_t recalled, Choice& choice) {
+  const auto end = choice.candidates.begin() + static_cast<ptrdiff_t>(recalled);
+  if (std::none_of(choice.candidates.begin(), end,
+                   [=](const Candidate& c) { return c.token == token; }))
+    choice.candidates.push_back({token, below});
+}
+
+// log_p of all candidates and of the rest.  In: log_p is how far a logit lies below the greatest.
+// Returns whether the candidates weigh no more than `sum`.
+bool weigh(uint64_t sum, Choice& choice) {
+  const int32_t log_sum = log2_of(sum);
+  uint64_t weight = 0;
+  for (Candidate& candidate : choice.candidates) {
+    const int32_t below = candidate.log_p;
+    candidate.log_p = std::clamp((kTopBits - below - log_sum) & -kLogPUnit, kLeast, 0);
+    weight += logit_weight(static_cast<uint32_t>(below));
+  }
+  if (weight > sum) return false;
+  choice.log_p_rest = log2_of(std::max<uint64_t>(sum - weight, 1)) - log_sum;
+  return true;
+}
+
+// A device is not the file: nothing that a file says leads here.
+[[noreturn]] void throw_bad_answer(const char* what) {
+  throw std::runtime_error(std::string("a row of logits cannot have ") + what +
+                           ": a defect of the device or of its engine, not of the file");
 }
 
 }  // namespace
@@ -56,22 +87,33 @@ int32_t packed_log_p(uint32_t packed) { return -static_cast<int32_t>(packed & 40
 void complete_choice(const int32_t* logits, const Distribution& distribution, Choice& choice) {
   const size_t recalled = choice.candidates.size();
   choice.recalled = recalled > 0;
-  distribution.for_likely(kLikelyShift, [&](size_t symbol) {
-    const auto token = static_cast<uint32_t>(symbol);
-    const auto end = choice.candidates.begin() + static_cast<ptrdiff_t>(recalled);
-    if (std::none_of(choice.candidates.begin(), end,
-                     [=](const Candidate& c) { return c.token == token; }))
-      choice.candidates.push_back({token});
-  });
   const int32_t top = distribution.top_logit();
-  const int32_t log_sum = log2_of(distribution.sum());
-  uint64_t rest = distribution.sum();
-  for (Candidate& candidate : choice.candidates) {
-    const int32_t below = top - logits[candidate.token];
-    candidate.log_p = std::clamp((kTopBits - below - log_sum) & -kLogPUnit, kLeast, 0);
-    rest -= logit_weight(static_cast<uint32_t>(below));
+  for (Candidate& candidate : choice.candidates) candidate.log_p = top - logits[candidate.token];
+  distribution.for_likely(kLikelyShift, [&](size_t symbol) {
+    add_likely(static_cast<uint32_t>(symbol), top - logits[symbol], recalled, choice);
+  });
+  weigh(distribution.sum(), choice);
+}
+
+void complete_choice(const RowAnswer& answer, size_t vocabulary, Choice& choice) {
+  const size_t recalled = choice.candidates.size();
+  choice.recalled = recalled > 0;
+  const auto checked = [](uint32_t below) {
+    if (below > 2 * kLlamaLogitMax) throw_bad_answer("such a logit");
+    return static_cast<int32_t>(below);
+  };
+  const uint64_t sum = answer.sum();
+  if (sum < kFreqTotal || sum > uint64_t{vocabulary} << kExp2Bits) throw_bad_answer("such a sum");
+  if (answer.likely_count > kMaxLikely) throw_bad_answer("so many likely tokens");
+  for (size_t i = 0; i < recalled; ++i) choice.candidates[i].log_p = checked(answer.recalled[i]);
+  size_t next = 0;
+  for (size_t i = 0; i < answer.likely_count; ++i) {
+    const auto& [token, below] = answer.likely[i];
+    if (token < next || token >= vocabulary) throw_bad_answer("such a likely token");
+    next = size_t{token} + 1;
+    add_likely(token, checked(below), recalled, choice);
   }
-  choice.log_p_rest = log2_of(std::max<uint64_t>(rest, 1)) - log_sum;
+  if (!weigh(sum, choice)) throw_bad_answer("candidates that weigh more than all tokens");
 }
 
 TokenChoice::TokenChoice(size_t vocabulary) : bias_(vocabulary) {

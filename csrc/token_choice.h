@@ -18,6 +18,7 @@
 
 #include "distribution.h"
 #include "recall.h"
+#include "token_answers.h"
 
 namespace lmzip {
 
@@ -51,8 +52,11 @@ uint32_t pack(const Candidate& candidate);
 uint32_t packed_token(uint32_t packed);
 int32_t packed_log_p(uint32_t packed);
 
-// Completes what recall has found, given the row of logits and its distribution.
+// Completes what recall has found, given the row of logits and its distribution; or what a device
+// answers of them, having been asked for what recall has found.  Throws std::runtime_error for an
+// answer that no row has.
 void complete_choice(const int32_t* logits, const Distribution& distribution, Choice& choice);
+void complete_choice(const RowAnswer& answer, size_t vocabulary, Choice& choice);
 
 class TokenChoice {
  public:

@@ -34,6 +34,16 @@ void unpack(const std::vector<uint32_t>& packed, int32_t log_p_rest, Choice& cho
   }
 }
 
+// Throws std::runtime_error for an interval that is not one of a device's rows.
+void check_interval(const Interval& interval) {
+  if (interval.freq == 0 || uint64_t{interval.lo} + interval.freq > kFreqTotal) {
+    throw std::runtime_error("[" + std::to_string(interval.lo) + ", +" +
+                             std::to_string(interval.freq) +
+                             ") cannot be the interval of this token: a defect of the device or "
+                             "of its engine, not of the file");
+  }
+}
+
 CorruptError corrupt(size_t lane, const char* what) {
   return CorruptError("the payload of lane " + std::to_string(lane) + " " + what +
                       "; the file is damaged");
@@ -85,14 +95,40 @@ void TokenFrameEncoder::predict(size_t lane, size_t t, int32_t* logits,
   Record& record = records_[lane][t];
   const uint32_t token = token_of(lanes_[lane][t]);
   distribution.assign(RowKind::kLogits, logits, vocabulary);
-  Choice choice;
-  for (const uint32_t packed : record.packed) choice.candidates.push_back({packed_token(packed)});
+  Choice choice = recalled(record);
   complete_choice(logits, distribution, choice);
-  pack_all(choice.candidates, record.packed);
-  record.log_p_rest = choice.log_p_rest;
-  if (choice.find(token) < choice.candidates.size()) return;
+  if (!record_choice(choice, token, record)) return;
   exclude(choice, logits, vocabulary, distribution);
   record.interval = distribution.interval(token);
+}
+
+RowQuestion TokenFrameEncoder::question(size_t lane, size_t t) const {
+  const std::vector<uint32_t>& packed = records_[lane][t].packed;
+  RowQuestion question{input(lane, t), token_of(lanes_[lane][t]), {}};
+  question.recalled.fill(kNoToken);
+  std::transform(packed.begin(), packed.end(), question.recalled.begin(), packed_token);
+  return question;
+}
+
+void TokenFrameEncoder::predict(size_t lane, size_t t, const RowAnswer& answer) {
+  Record& record = records_[lane][t];
+  Choice choice = recalled(record);
+  complete_choice(answer, model_.arch().vocabulary, choice);
+  if (!record_choice(choice, token_of(lanes_[lane][t]), record)) return;
+  check_interval(answer.target);
+  record.interval = answer.target;
+}
+
+Choice TokenFrameEncoder::recalled(const Record& record) {
+  Choice choice;
+  for (const uint32_t packed : record.packed) choice.candidates.push_back({packed_token(packed)});
+  return choice;
+}
+
+bool TokenFrameEncoder::record_choice(const Choice& choice, uint32_t token, Record& record) {
+  pack_all(choice.candidates, record.packed);
+  record.log_p_rest = choice.log_p_rest;
+  return choice.find(token) == choice.candidates.size();
 }
 
 Payloads TokenFrameEncoder::finish() {
@@ -142,6 +178,7 @@ TokenFrameDecoder::TokenFrameDecoder(const LlamaModel& model,
       recall_(payloads.size()),
       chooser_(model.arch().vocabulary),
       steps_(payloads.size()) {
+  for (Step& step : steps_) step.token = model.arch().start;
   for (size_t lane = 0; lane < payloads.size(); ++lane)
     rest_.push_back(lane_piece(raw, lane, payloads.size()));
 }
@@ -154,22 +191,69 @@ uint32_t TokenFrameDecoder::decode(size_t lane, int32_t* logits, Distribution& d
   const size_t vocabulary = model_.arch().vocabulary;
   RangeDecoder& coder = coders_[lane];
   Step& step = steps_[lane];
-  step.active = true;
   recall_.look_up(lane, step.choice.candidates);
   distribution.assign(RowKind::kLogits, logits, vocabulary);
   complete_choice(logits, distribution, step.choice);
-  chooser_.score(step.choice, step.scored);
-  const size_t chosen = step.scored.find(coder.peek(kFreqBits));
-  const Interval interval = step.scored.interval(chosen);
-  coder.consume(interval.lo, interval.freq, kFreqBits);
-  if (chosen < step.choice.candidates.size()) {
-    step.token = step.choice.candidates[chosen].token;
-  } else {
+  choose(lane);
+  if (!step.chosen) {
     exclude(step.choice, logits, vocabulary, distribution);
     const FoundSymbol found = distribution.find(coder.peek(kFreqBits));
     coder.consume(found.interval.lo, found.interval.freq, kFreqBits);
     step.token = static_cast<uint32_t>(found.symbol);
   }
+  return put_token(lane);
+}
+
+RowQuestion TokenFrameDecoder::question(size_t lane) {
+  std::vector<Candidate>& found = steps_[lane].choice.candidates;
+  recall_.look_up(lane, found);
+  RowQuestion question{steps_[lane].token, kNoToken, {}};
+  question.recalled.fill(kNoToken);
+  std::transform(found.begin(), found.end(), question.recalled.begin(),
+                 [](const Candidate& c) { return c.token; });
+  return question;
+}
+
+std::optional<uint32_t> TokenFrameDecoder::choose(size_t lane, const RowAnswer& answer) {
+  complete_choice(answer, model_.arch().vocabulary, steps_[lane].choice);
+  choose(lane);
+  if (steps_[lane].chosen) return std::nullopt;
+  return coders_[lane].peek(kFreqBits);
+}
+
+uint32_t TokenFrameDecoder::decode(size_t lane, const FoundToken& found) {
+  Step& step = steps_[lane];
+  if (!step.chosen) {
+    check_interval(found.interval);
+    // Unsigned: a slot below lo is far beyond freq.
+    const uint32_t slot = coders_[lane].peek(kFreqBits);
+    if (slot - found.interval.lo >= found.interval.freq ||
+        found.token >= model_.arch().vocabulary) {
+      throw std::runtime_error("token " + std::to_string(found.token) +
+                               " cannot lie there: a defect of the device or of its engine, not "
+                               "of the file");
+    }
+    coders_[lane].consume(found.interval.lo, found.interval.freq, kFreqBits);
+    step.token = found.token;
+  }
+  return put_token(lane);
+}
+
+void TokenFrameDecoder::choose(size_t lane) {
+  RangeDecoder& coder = coders_[lane];
+  Step& step = steps_[lane];
+  step.active = true;
+  chooser_.score(step.choice, step.scored);
+  const size_t chosen = step.scored.find(coder.peek(kFreqBits));
+  const Interval interval = step.scored.interval(chosen);
+  coder.consume(interval.lo, interval.freq, kFreqBits);
+  step.chosen = chosen < step.choice.candidates.size();
+  if (step.chosen) step.token = step.choice.candidates[chosen].token;
+}
+
+uint32_t TokenFrameDecoder::put_token(size_t lane) {
+  RangeDecoder& coder = coders_[lane];
+  const Step& step = steps_[lane];
   if (step.token == model_.arch().escape) {
     const uint32_t byte = coder.peek(kByteBits);
     coder.consume(byte, 1, kByteBits);

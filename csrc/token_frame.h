@@ -1,11 +1,12 @@
 // token_frame.h: the symbols of one frame <-> payloads, given what a network says of each.
 //
 // What docs/format.md, method 5, lays down beside the network: candidates, escapes, coders.
-// Whoever runs the network (token_codec.cpp, token_lockstep.cpp) hands in rows of logits, of
-// `vocabulary` numbers; they are changed.
+// Whoever runs the network hands in rows of logits, of `vocabulary` numbers, which are changed
+// (token_codec.cpp), or a device's answers about them (token_lockstep.cpp, token_answers.h).
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "llama_model.h"
 #include "range_coder.h"
 #include "recall.h"
+#include "token_answers.h"
 #include "token_choice.h"
 
 namespace lmzip {
@@ -35,9 +37,13 @@ class TokenFrameEncoder {
     return t == 0 ? model_.arch().start : token_of(lanes_[lane][t - 1]);
   }
 
+  // What is asked of position t of a lane, t < size(lane), before it is predicted.
+  RowQuestion question(size_t lane, size_t t) const;
+
   // What the network says of position t of a lane, t < size(lane): once for each, in any order and
-  // on any thread.
+  // on any thread.  Throws std::runtime_error for an answer that no row has.
   void predict(size_t lane, size_t t, int32_t* logits, Distribution& distribution);
+  void predict(size_t lane, size_t t, const RowAnswer& answer);
 
   // After all positions have been predicted.
   Payloads finish();
@@ -55,6 +61,9 @@ class TokenFrameEncoder {
   }
   void check_symbols() const;
   void look_up();
+  static Choice recalled(const Record& record);
+  // The choice is complete; whether the token is none of its candidates.
+  static bool record_choice(const Choice& choice, uint32_t token, Record& record);
   void code_symbol(const Choice& choice, const Interval& among_rest, uint32_t symbol,
                    ScoredChoice& scored, RangeEncoder& coder) const;
 
@@ -80,6 +89,14 @@ class TokenFrameDecoder {
   uint32_t decode(size_t lane, int32_t* logits, Distribution& distribution);
   void end_step();
 
+  // The same as decode() in three calls, for a device's answers.  question(): what is asked of the
+  // next step, of an active lane.  choose(): the slot, less than 2^30, that is to be searched among
+  // the rest, if there is need.  decode(): given what was found, which without need is ignored.
+  // The last two throw std::runtime_error for what no row has.
+  RowQuestion question(size_t lane);
+  std::optional<uint32_t> choose(size_t lane, const RowAnswer& answer);
+  uint32_t decode(size_t lane, const FoundToken& found);
+
   // Throw CorruptError for a lane whose payload has ended before its bytes; and, once all lanes are
   // complete, for one that is not the encoding of what was decoded from it.
   void check_truncation(size_t lane) const;
@@ -91,9 +108,13 @@ class TokenFrameDecoder {
     bool active = false;
     Choice choice;
     ScoredChoice scored;
-    uint32_t token = 0;
+    bool chosen = false;  // a candidate
+    uint32_t token;       // at first the start
   };
 
+  // Once the choice is complete; once the token is known.
+  void choose(size_t lane);
+  uint32_t put_token(size_t lane);
   void put(size_t lane, std::span<const uint8_t> bytes);
 
   const LlamaModel& model_;

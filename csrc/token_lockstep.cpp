@@ -10,6 +10,13 @@ namespace {
 
 constexpr size_t kCheckEvery = 64;  // steps between looks for payloads that have ended
 
+// What is asked of a lane that has ended.
+RowQuestion no_question(const LlamaModel& model) {
+  RowQuestion question{model.arch().start, kNoToken, {}};
+  question.recalled.fill(kNoToken);
+  return question;
+}
+
 }  // namespace
 
 // --- encoding ---
@@ -35,29 +42,26 @@ size_t TokenLockstepEncoder::steps() const {
   return longest;
 }
 
-void TokenLockstepEncoder::inputs(uint32_t* out, size_t count) const {
+void TokenLockstepEncoder::ask(RowQuestion* out, size_t count) const {
   for (const auto& [frame, lane] : lanes_) {
     for (size_t t = position_; t < position_ + count; ++t)
-      *out++ = t < frame->size(lane) ? frame->input(lane, t) : model_.arch().start;
+      *out++ = t < frame->size(lane) ? frame->question(lane, t) : no_question(model_);
   }
 }
 
-void TokenLockstepEncoder::take(int32_t* logits, size_t count) {
-  const size_t vocabulary = model_.arch().vocabulary;
+void TokenLockstepEncoder::take(const RowAnswer* answers, size_t count) {
   crew_.run(lanes_.size(), [&](size_t i) {
     const auto& [frame, lane] = lanes_[i];
     const size_t end = std::min(position_ + count, frame->size(lane));
-    Distribution distribution;
-    int32_t* row = logits + i * count * vocabulary;
-    for (size_t t = position_; t < end; ++t, row += vocabulary)
-      frame->predict(lane, t, row, distribution);
+    const RowAnswer* answer = answers + i * count;
+    for (size_t t = position_; t < end; ++t) frame->predict(lane, t, *answer++);
   });
   position_ += count;
 }
 
 std::vector<Payloads> TokenLockstepEncoder::finish() {
   if (position_ < steps()) {
-    throw std::invalid_argument("logits of " + std::to_string(position_) + " of " +
+    throw std::invalid_argument("answers of " + std::to_string(position_) + " of " +
                                 std::to_string(steps()) + " steps were handed in");
   }
   std::vector<Payloads> payloads(frames_.size());
@@ -80,16 +84,39 @@ TokenLockstepDecoder::TokenLockstepDecoder(const LlamaModel& model, std::span<co
   }
 }
 
-void TokenLockstepDecoder::take(int32_t* logits, uint32_t* tokens) {
-  const size_t vocabulary = model_.arch().vocabulary;
+void TokenLockstepDecoder::expect(Next now, Next then) {
+  if (next_ != now) throw std::invalid_argument("a step is ask, choose, take, in this order");
+  next_ = then;
+}
+
+void TokenLockstepDecoder::ask(RowQuestion* out) {
+  expect(Next::kAsk, Next::kChoose);
+  crew_.run(lanes_.size(), [&](size_t i) {
+    const Lane& lane = lanes_[i];
+    out[i] = active(lane) ? frames_[lane.frame].decoder.question(lane.lane) : no_question(model_);
+  });
+}
+
+size_t TokenLockstepDecoder::choose(const RowAnswer* answers, uint32_t* slots) {
+  expect(Next::kChoose, Next::kTake);
+  crew_.run(lanes_.size(), [&](size_t i) {
+    const Lane& lane = lanes_[i];
+    slots[i] = kNoToken;
+    if (!active(lane)) return;
+    const auto slot = frames_[lane.frame].decoder.choose(lane.lane, answers[i]);
+    slots[i] = slot.value_or(kNoToken);
+  });
+  return lanes_.size() - static_cast<size_t>(std::count(slots, slots + lanes_.size(), kNoToken));
+}
+
+void TokenLockstepDecoder::take(const FoundToken* found) {
+  expect(Next::kTake, Next::kAsk);
   crew_.run(lanes_.size(), [&](size_t i) {
     Lane& lane = lanes_[i];
-    tokens[i] = model_.arch().start;
     if (!active(lane)) return;
     TokenFrameDecoder& decoder = frames_[lane.frame].decoder;
-    Distribution distribution;
     try {
-      tokens[i] = decoder.decode(lane.lane, logits + i * vocabulary, distribution);
+      decoder.decode(lane.lane, found[i]);
       if (position_ % kCheckEvery == 0) decoder.check_truncation(lane.lane);
     } catch (const CorruptError& error) {
       lane.error = error;

@@ -1,8 +1,9 @@
 // token_lockstep.h: the coders of many frames of tokens, driven step by step by a network that runs
 // elsewhere: lockstep.h for docs/format.md, method 5.
 //
-// In: for each step and lane a row of logits, (vocabulary) int32, which is changed.  Out: the
-// payloads that token_codec.h makes of the same frames, byte for byte.
+// Out: for each step and lane a question; in: the answer (token_answers.h).  What comes of it are
+// the payloads that token_codec.h makes of the same frames, byte for byte.  An answer that no row
+// has is a std::runtime_error, after which the coder is of no use.
 //
 // The lanes of all frames are numbered through.  A lane that has ended takes no part in later
 // steps, whatever is handed in for it.
@@ -30,10 +31,10 @@ class TokenLockstepEncoder {
   size_t lanes() const { return lanes_.size(); }
   size_t steps() const;  // of the longest lane
 
-  // What goes into the network at the next `count` steps, (lanes, count).
-  void inputs(uint32_t* out, size_t count) const;
-  // What comes out of it, (lanes, count, vocabulary): goes to the next steps.
-  void take(int32_t* logits, size_t count);
+  // Of the next `count` steps, (lanes, count).
+  void ask(RowQuestion* out, size_t count) const;
+  // (lanes, count): goes to the next steps.
+  void take(const RowAnswer* answers, size_t count);
 
   // After steps() steps.  Throws std::invalid_argument before.
   std::vector<Payloads> finish();
@@ -59,9 +60,12 @@ class TokenLockstepDecoder {
 
   size_t lanes() const { return lanes_.size(); }
 
-  // One step: logits (lanes, vocabulary) -> the tokens that go in next (lanes); the start token for
-  // lanes that have ended.
-  void take(int32_t* logits, uint32_t* tokens);
+  // A step is these three, in order.  ask(): questions (lanes).  choose(): answers (lanes) -> slots
+  // (lanes) that are to be searched among the rest, kNoToken where there is no need; returns how
+  // many.  take(): what was found (lanes).  Throw std::invalid_argument in another order.
+  void ask(RowQuestion* out);
+  size_t choose(const RowAnswer* answers, uint32_t* slots);
+  void take(const FoundToken* found);
 
   // Lanes that have not ended.  A damaged frame ends soon after that shows.
   size_t active() const;
@@ -84,10 +88,13 @@ class TokenLockstepDecoder {
     const FrameState& frame = frames_[lane.frame];
     return !frame.error && frame.decoder.active(lane.lane);
   }
+  enum class Next { kAsk, kChoose, kTake };
+  void expect(Next now, Next then);
   void end_step(FrameState& frame);
 
   const LlamaModel& model_;
   Crew crew_;
+  Next next_ = Next::kAsk;
   std::vector<FrameState> frames_;
   std::vector<Lane> lanes_;
   size_t position_ = 0;

@@ -98,7 +98,7 @@ def check(kernels: list[tuple[str, str]]) -> None:
     """No float sum, no fused multiply-add, nothing approximate, no subnormal flushed."""
     allowed = (
         r"mul(\.rn)?\.f32|(div|sqrt)\.rn\.f32|cvt\.rn\.f32\.[su](16|32|64)"
-        r"|cvt\.rni(\.ftz)?\.s32\.f32|(min|max|abs)\.f32|setp\.\w+\.f32|selp\.f32"
+        r"|cvt\.rni(\.ftz)?\.s32\.f32|cvt\.rzi\.s64\.f32|(min|max|abs)\.f32|setp\.\w+\.f32|selp\.f32"
     )
     for name, text in kernels:
         operations = set(

@@ -1,5 +1,5 @@
 """bench/gpu.py as it will run on a GPU, tiny, in Triton's interpreter: launches, comparisons and
-table of the pretrained models' engine; and the estimate."""
+table of the pretrained models' engine; and the estimate; and what coders take the cores."""
 
 import csv
 import subprocess
@@ -11,12 +11,19 @@ import pytest
 pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("triton", reason="Triton is not installed")
 
-SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "gpu.py"
+from lmzip import llama_model
+from random_llama import random_llama, small_llama
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+SIZES = "--lanes", "3", "--bytes", "70"
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, script: str = "gpu.py") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False
+        [sys.executable, str(BENCH / script), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -31,7 +38,8 @@ def test_a_tiny_run(tmp_path) -> None:
     for count in ("1", "8"):
         of_block = {row["stage"] for row in stages if row["count"] == count}
         expected = {"qkv product", "attention", "gate product", "normalize", "head product"}
-        assert of_block >= expected | {"down product, torch._int_mm", "whole block"}
+        assert of_block >= expected | {"survey", "down product, torch._int_mm", "whole block"}
+        assert of_block & {"targets", "search"} == {"search" if count == "1" else "targets"}
     assert all(float(row["us"]) > 0 for row in stages)
     frames = {row["direction"]: row for row in rows if row["what"] == "frames"}
     assert frames.keys() == {"encode", "decode"}
@@ -43,3 +51,15 @@ def test_the_estimate() -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith("ESTIMATE ON PAPER, not a measurement")
     assert "SmolLM2-135M" in done.stdout
+
+
+def test_what_coders_of_tokens_take_the_cores(tmp_path) -> None:
+    pytest.importorskip("tokenizers", reason="the tokenizers library is missing")
+    model = random_llama(small_llama(), 1)
+    file, text = tmp_path / "tiny.safetensors", tmp_path / "text"
+    file.write_bytes(llama_model.serialize(model.architecture, model.tensors, {"name": "tiny"}))
+    text.write_bytes(b"the tea at ten, then the neat tan ant ate at a tee; " * 4)
+    done = run("--model", str(file), "--text", str(text), *SIZES, script="token_cores.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "tokens in 3 lanes" in done.stdout
+    assert done.stdout.count("us of CPU time a token") == 2

@@ -12,13 +12,21 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import lmzip  # noqa: E402
 from device_frames import (  # noqa: E402
+    at_once,
     check_few_lanes_are_left_to_the_cpu,
     check_frames_at_once,
     check_out_of_memory_halves_the_batch,
     outcomes_beside_damage,
     watch_batches,
 )
-from lmzip import _core, codec, llama_model, models, torch_token_codec  # noqa: E402
+from lmzip import (  # noqa: E402
+    _core,
+    codec,
+    llama_model,
+    models,
+    token_answers,
+    torch_token_codec,
+)
 from lmzip.codec import TOKEN_PROFILE, CodecRequest, ThreadShare  # noqa: E402
 from lmzip.container import METHOD_TOKENS  # noqa: E402
 from lmzip.errors import CorruptError, LimitError, LmzipError, UnsupportedError  # noqa: E402
@@ -85,8 +93,9 @@ def test_the_same_bytes_from_both_and_each_decodes_the_other(
     assert_same(native, through_torch, TEXT[:size], lanes)
 
 
-def test_frames_through_the_triton_engine_are_the_native_bytes(tmp_path, monkeypatch) -> None:
-    """In Triton's interpreter."""
+@pytest.fixture
+def triton_codecs(tmp_path, monkeypatch) -> tuple[TokenCodec, TorchTokenCodec]:
+    """The native codec, and one through Triton's interpreter; of one layer."""
     pytest.importorskip("triton", reason="Triton is not installed")
     from lmzip.triton_llama import TritonLlama
 
@@ -96,10 +105,43 @@ def test_frames_through_the_triton_engine_are_the_native_bytes(tmp_path, monkeyp
     monkeypatch.setattr(torch_token_codec, "open_engine", engine)
     one_layer = random_llama(small_llama(n_layers=1, windows=(5,), sinks=(2,)), 3)
     model = save(tmp_path, one_layer)
-    native, ours = TokenCodec(request(model)), TorchTokenCodec(request(model))
-    raw = b"tea at tea, tea at ten"
+    return TokenCodec(request(model)), TorchTokenCodec(request(model))
+
+
+def test_frames_through_the_triton_engine_are_the_native_bytes(triton_codecs) -> None:
+    raw = b"tea at tea\xff tea at\x04 ten"
     frames = [(raw, 2), (raw[::-1], 1)]
-    check_frames_at_once(native, ours, frames)
+    check_frames_at_once(*triton_codecs, frames)
+
+
+def check_damage(native: TokenCodec, ours: TorchTokenCodec, raw: bytes, seeds: int) -> None:
+    """Flipped bits, random bytes, cut and empty payloads, decoded at once: each is refused as by
+    the native codec, or is the same other message."""
+    rng = np.random.default_rng(5)
+    good = native.encode_frame(raw, 2)
+    damaged = [[b"", b""], [good[0], b""], [good[0][:-1], good[1]], good[::-1]]
+    for _ in range(seeds):
+        payload = bytearray(good[1])
+        payload[rng.integers(len(payload))] ^= 1 << rng.integers(8)
+        damaged += [[good[0], bytes(payload)], [rng.bytes(len(p)) for p in good]]
+
+    def outcome(codec, payloads: list[bytes]) -> object:
+        try:
+            return codec.decode_frame(payloads, len(raw))
+        except LmzipError as error:
+            return type(error)
+
+    expected = [outcome(native, payloads) for payloads in damaged]
+    assert at_once(outcome, [(ours, payloads) for payloads in damaged]) == expected
+    assert expected.count(CorruptError) > len(expected) / 2
+
+
+def test_damaged_payloads_fail_as_natively(native, through_torch) -> None:
+    check_damage(native, through_torch, TEXT[:120], 8)
+
+
+def test_damaged_payloads_fail_as_natively_through_the_triton_engine(triton_codecs) -> None:
+    check_damage(*triton_codecs, b"tea at ten", 2)
 
 
 def test_frames_that_come_together_are_coded_together(native, through_torch, monkeypatch) -> None:
@@ -166,6 +208,11 @@ def test_a_device_that_disagrees_is_found_before_it_writes() -> None:
     broken = TorchLlama(SMALL)
     broken.softmax = broken.softmax * 1.001
     assert not agrees_with_native(broken, packed)
+    for name in ("survey", "answer", "search"):
+        broken = TorchLlama(SMALL)
+        right = getattr(broken, name)
+        setattr(broken, name, lambda *given, right=right: right(*given) + 1)
+        assert not agrees_with_native(broken, packed), name
 
 
 def test_where_triton_is_missing_or_wrong_pytorch_takes_its_place(monkeypatch) -> None:
@@ -198,17 +245,6 @@ def test_where_triton_is_missing_or_wrong_pytorch_takes_its_place(monkeypatch) -
         torch_token_codec.open_engine(SMALL, packed, device)
 
 
-def test_models_that_triton_has_no_kernels_for_go_to_pytorch(monkeypatch) -> None:
-    pytest.importorskip("triton", reason="Triton is not installed")
-    monkeypatch.setattr(torch_token_codec, "triton_missing", lambda _: None)
-    monkeypatch.setattr(torch_token_codec, "TorchLlama", lambda model, _: TorchLlama(model))
-    model = random_llama(small_llama(post_norms=True), 1)
-    packed = _core.LlamaModel(model.tensors, model.architecture.to_native())
-    with pytest.warns(RuntimeWarning, match="cuda:0: the Triton engine has no kernels for norms"):
-        engine = torch_token_codec.open_engine(model, packed, torch.device("cuda:0"))
-    assert type(engine) is TorchLlama
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_missing_device_is_named(small) -> None:
     with pytest.raises(UnsupportedError, match="no CUDA device"):
@@ -218,17 +254,34 @@ def test_a_missing_device_is_named(small) -> None:
 # ── the coders that take logits from elsewhere ──
 
 
+def flat_answers(lanes: int) -> np.ndarray:
+    """Of rows of equal logits, with token 5 for a target."""
+    answers = np.zeros((lanes, token_answers.ANSWER_WORDS), np.uint32)
+    answers[:, :2] = 300 << 30 & 0xFFFFFFFF, 300 >> 2
+    answers[:, token_answers.COUNT] = 300
+    answers[:, token_answers.LIST :: 2][:, :300] = np.arange(300)
+    return answers
+
+
 def test_coders_refuse_other_shapes_and_missing_steps() -> None:
     packed = _core.LlamaModel(SMALL.tensors, SMALL.architecture.to_native())
-    vocabulary = SMALL.architecture.vocabulary
     encoder = _core.TokenLockstepEncoder(packed, [[[5, 6], [7]]], 1)
     decoder = _core.TokenLockstepDecoder(packed, [([b"", b""], 3)], 1)
     assert (encoder.lanes, encoder.steps, decoder.lanes, decoder.active()) == (2, 2, 2, 2)
-    with pytest.raises(ValueError, match=r"shape \(2, 1, 300\)"):
-        encoder.take(np.zeros((1, 1, vocabulary), np.int32))
+    words = token_answers.ANSWER_WORDS
+    with pytest.raises(ValueError, match=rf"shape \(2, 1, {words}\)"):
+        encoder.take(np.zeros((1, 1, words), np.uint32))
+    with pytest.raises(ValueError, match=r"shape \(2, 1, 22\)"):
+        encoder.ask(np.zeros((2, 1, 21), np.uint32))
+    questions = np.zeros((2, token_answers.QUESTION_WORDS), np.uint32)
+    decoder.ask(questions)
+    with pytest.raises(ValueError, match=rf"shape \(2, {words}\)"):
+        decoder.choose(np.zeros((2, 1), np.uint32), np.zeros(2, np.uint32))
     with pytest.raises(ValueError, match=r"shape \(2\)"):
-        decoder.take(np.zeros((2, vocabulary), np.int32), np.zeros(3, np.uint32))
-    encoder.take(np.zeros((2, 1, vocabulary), np.int32))
+        decoder.choose(flat_answers(2), np.zeros(3, np.uint32))
+    with pytest.raises(ValueError, match=r"shape \(2, 3\)"):
+        decoder.take(np.zeros((2, 2), np.uint32))
+    encoder.take(flat_answers(2)[:, None])
     with pytest.raises(ValueError, match="1 of 2 steps"):
         encoder.finish()
     with pytest.raises(ValueError, match="lanes left"):
@@ -250,10 +303,8 @@ def test_coders_refuse_other_shapes_and_missing_steps() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 def test_cuda_every_kind_of_model(architecture, tmp_path) -> None:
     model = save(tmp_path, random_llama(architecture, 3))
-    lacking = architecture.post_norms or any(architecture.local)
     with warnings.catch_warnings():
-        if not lacking:
-            warnings.simplefilter("error")  # the Triton engine, not its substitute
+        warnings.simplefilter("error")  # the Triton engine, not its substitute
         assert_same(TokenCodec(request(model)), TorchTokenCodec(request(model, "cuda")), TEXT, 80)
 
 

@@ -3,21 +3,22 @@ blocks its logits and state.  Without a CUDA device the kernels run in Triton's 
 one, on it.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("triton", reason="Triton is not installed")
 
+import triton  # noqa: E402
+import triton.language as tl  # noqa: E402
+
 import ptx  # noqa: E402
 from lmzip import llama_reference, triton_llama  # noqa: E402
-from lmzip.errors import UnsupportedError  # noqa: E402
 from lmzip.llama_reference import RESIDUAL_MAX, LlamaReference  # noqa: E402
 from lmzip.reference import LOGIT_MAX, f, rint  # noqa: E402
 from lmzip.torch_engine import Product  # noqa: E402
 from lmzip.triton_llama import Quantized, Tile, TritonLlama  # noqa: E402
+from lmzip.triton_llama_kernels import _round_wide  # noqa: E402
 from random_llama import random_llama, small_llama  # noqa: E402
 from test_llama_engine import ARCHITECTURES  # noqa: E402
 from test_torch_llama import assert_same_state  # noqa: E402
@@ -31,6 +32,9 @@ STAGES = {
         d_model=96, n_heads=3, n_kv_heads=1, head_dim=96, d_ff=160, qk_norm=True, windows=(5, 40)
     ),
     "narrow, no sinks": small_llama(wide=(), tied=False, sinks=(0, 0)),
+    "norms after each part, two rotations": small_llama(
+        d_model=96, d_ff=160, post_norms=True, local=(True, False)
+    ),
 }
 
 
@@ -81,9 +85,10 @@ def assert_quantized(ours: Quantized, q: np.ndarray, r: np.ndarray) -> None:
 
 def test_embed(engines, rng) -> None:
     ours, truth = engines
+    residual_unit = np.float32(1 << ours.arch.residual_bits)
     tokens = rng.integers(0, ours.arch.vocabulary, ROWS)
     x, q = ours.embed(put(tokens, torch.int32))
-    scale = truth.t["embedding.scale"][tokens] * np.float32(1 << 14)
+    scale = truth.t["embedding.scale"][tokens] * residual_unit
     expected = f(truth.t["embedding.weight"][tokens]) * scale[:, None]
     expected = rint(expected, -RESIDUAL_MAX, RESIDUAL_MAX)
     np.testing.assert_array_equal(x.cpu().numpy(), expected)
@@ -113,7 +118,8 @@ def test_quantize(engines, rng, monkeypatch, down, block) -> None:
     r = r.astype(np.float32)
     q = ours.quantize(product, put(y, torch.float32), put(r[:, 0], torch.float32) if down else None)
     expected, scale = llama_reference.quantize(y, product.largest_input)
-    factor = scale * r * np.float32(0.25) if down else scale * np.float32(1 << 14)
+    unit = np.float32(1 << ours.arch.residual_bits)
+    factor = scale * r * (unit * np.float32(2.0**-16)) if down else scale * unit
     assert_quantized(q, expected, factor)
 
 
@@ -129,17 +135,48 @@ def test_project_heads(engines, rng) -> None:
 
 
 @pytest.mark.parametrize("kind", ["out", "down"])
-def test_add_product(engines, rng, kind) -> None:
+def test_add_part(engines, rng, kind) -> None:
+    """With a norm after it too: its unit, and so its epsilon, at both ends and between."""
     ours, truth = engines
-    product = getattr(ours.layers[0], kind)
+    layer, product = ours.layers[0], getattr(ours.layers[0], kind)
+    gain = layer.attention_post_norm if kind == "out" else layer.mlp_post_norm
     factor, q = quantized(rng, product, 21)
+    factor.r.mul_(2.0**ours.arch.residual_bits)
+    factor.r[3:9] = torch.tensor([0, 2.0**-149, 2.0**-60, 2.0**-20, 2.0**-9, 2.0**90])
     x = residual(rng, 21, ours.arch.d_model)
     changed = put(x, torch.int32)
-    factor.r.mul_(2.0**14)
-    ours.add_product(product, changed, factor)
-    y = f(q @ truth.t[f"layers.0.{kind}.weight"].T) * factor.r.cpu().numpy()[:, None]
-    expected = truth._add(x, y * truth.t[f"layers.0.{kind}.scale"])
+    ours.add_part(product, gain, changed, factor)
+    part = {"out": "attention", "down": "mlp"}[kind]
+    r = factor.r.cpu().numpy()[:, None]
+    expected = truth._project(x, f"layers.0.{part}", f"layers.0.{kind}", q, r)
     np.testing.assert_array_equal(changed.cpu().numpy(), expected)
+
+
+def test_wide_rounding() -> None:
+    """To nearest, ties to even, as far as an epsilon goes."""
+    values = [
+        0.0,
+        0.5,
+        1.5,
+        2.5,
+        3.4999998,
+        2.0**22 + 0.5,
+        2.0**23 - 0.5,
+        2.0**23,
+        2.0**40,
+        2.0**60,
+    ]
+    found = torch.zeros(16, dtype=torch.int64, device=DEVICE)
+    a = torch.tensor(values + [1.0] * 6, device=DEVICE)
+    _rounded[(1,)](a, found)
+    expected = [round(float(v)) for v in a.cpu().numpy()]
+    assert found.tolist() == expected
+
+
+@triton.jit
+def _rounded(a_ptr, out_ptr):
+    i = tl.arange(0, 16)
+    tl.store(out_ptr + i, _round_wide(tl.load(a_ptr + i)))
 
 
 def test_gate(engines, rng) -> None:
@@ -209,7 +246,8 @@ def test_split_heads(engines, rng, position) -> None:
     )
     q8, q_scale = found.q.cpu().numpy(), found.scale.cpu().numpy()
     ring = cache.keys.shape[2] - sinks
-    turns = truth.t["rotary.frequency"]
+    local = ours.layers[layer].layout.local
+    turns = truth.t["rotary.local_frequency" if local else "rotary.frequency"]
     for t in range(COUNT):
         at = position + t
         slot = at if at < sinks else sinks + (at - sinks) % ring
@@ -275,24 +313,12 @@ def test_attention(engines, rng, monkeypatch, layer, position, kept) -> None:
 
 ONE = "grouped heads, sinks"  # goes step by step too, and again in the same memory
 BLOCKS = [(name, count) for name in ARCHITECTURES for count in (4, 12)] + [(ONE, 1)]
-LACKING = {
-    "norms after each part": {"post_norms": True},
-    "a second rotation": {"local": (False, True)},
-    "norms after each part and a second rotation": {"post_norms": True, "local": (True, False)},
-}
-
-
-@pytest.mark.parametrize("parts", LACKING)
-def test_models_with_parts_without_kernels_are_refused_by_name(parts) -> None:
-    model = random_llama(small_llama(**LACKING[parts]), 1)
-    with pytest.raises(UnsupportedError, match=f"no kernels for {parts}, which"):
-        TritonLlama(model, DEVICE)
 
 
 @pytest.mark.parametrize(("name", "count"), BLOCKS)
 def test_blocks_of_any_length_equal_the_reference_step_by_step(name, count) -> None:
     """Blocks of 12 do not keep their scores, the others do."""
-    architecture = replace(ARCHITECTURES[name], post_norms=False, local=())  # which it lacks
+    architecture = ARCHITECTURES[name]
     lanes, positions = 2, 12 if count > 1 else 7
     model = random_llama(architecture, 5)
     ours, truth = TritonLlama(model, DEVICE), LlamaReference(model)
@@ -311,22 +337,26 @@ def test_blocks_of_any_length_equal_the_reference_step_by_step(name, count) -> N
 # ── the compiled kernels ──
 
 NAMES = ["embed", "normalize", "quantize", "project_heads", "add_product", "gate", "head"]
-NAMES += ["split_heads", "attention"]
+NAMES += ["split_heads", "attention", "survey", "targets", "search", "part_sums", "add_post_norm"]
 COMPILE = f"""
 import torch
 import ptx
-from lmzip import triton_llama, triton_llama_kernels
+from lmzip import token_answers, triton_llama, triton_llama_kernels
 from random_llama import random_llama, small_llama
 
 ptx.record(triton_llama_kernels, {NAMES})
 for norm, sinks in ((False, 4), (True, 0)):
     architecture = small_llama(n_layers=1, windows=(300,), sinks=(sinks,), qk_norm=norm,
-                               head_dim=64, d_model=192, n_heads=3, n_kv_heads=1, d_ff=256)
+                               head_dim=64, d_model=192, n_heads=3, n_kv_heads=1, d_ff=256,
+                               post_norms=norm, local=(norm,))
     engine = triton_llama.TritonLlama(random_llama(architecture, 1), "cpu")
     for lanes, count in ((64, 1), (16, 64)) if sinks else ((64, 1),):
         triton_llama.MULTIPROCESSORS = 132 if count == 1 else 1  # small tiles, large ones
         tokens = torch.zeros(lanes, count, dtype=torch.int32)
-        engine.feed(engine.start(lanes, 1024, count, graph=True), tokens)
+        logits = engine.feed(engine.start(lanes, 1024, count, graph=True), tokens).flatten(0, 1)
+        questions = torch.zeros(len(logits), token_answers.QUESTION_WORDS, dtype=torch.int32)
+        answers = engine.answer(logits, questions)
+        engine.search(logits, questions, answers, questions[:, 0].contiguous())
 ptx.write_ptx()
 """
 

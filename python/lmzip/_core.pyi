@@ -203,12 +203,12 @@ class TokenLockstepEncoder:
     def lanes(self) -> int: ...  # of all frames
     @property
     def steps(self) -> int: ...
-    def inputs(self, out: NDArray[np.uint32]) -> None: ...  # (lanes, steps): those that come next
-    def take(self, logits: NDArray[np.int32]) -> None: ...  # (lanes, steps, vocabulary), changed
+    def ask(self, out: NDArray[np.uint32]) -> None: ...  # (lanes, steps, QUESTION_WORDS)
+    def take(self, answers: NDArray[np.uint32]) -> None: ...  # (lanes, steps, ANSWER_WORDS)
     def finish(self) -> list[list[bytes]]: ...
 
 class TokenLockstepDecoder:
-    """frames: (payloads, raw size). One step at a time; the first input is the start token."""
+    """frames: (payloads, raw size). A step is ask(), choose() and take(): csrc/token_lockstep.h."""
 
     def __init__(
         self,
@@ -218,8 +218,10 @@ class TokenLockstepDecoder:
     ) -> None: ...
     @property
     def lanes(self) -> int: ...
-    def take(  # (lanes, vocabulary), changed, -> (lanes)
-        self, logits: NDArray[np.int32], tokens: NDArray[np.uint32]
-    ) -> None: ...
+    def ask(self, out: NDArray[np.uint32]) -> None: ...  # (lanes, QUESTION_WORDS)
+    def choose(  # (lanes, ANSWER_WORDS) -> (lanes); how many lanes need a search
+        self, answers: NDArray[np.uint32], slots: NDArray[np.uint32]
+    ) -> int: ...
+    def take(self, found: NDArray[np.uint32]) -> None: ...  # (lanes, FOUND_WORDS)
     def active(self) -> int: ...
     def finish(self, frame: int) -> bytes: ...

@@ -89,14 +89,15 @@ def weights(kind: str, values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cumulative(prefix: Tensor, index: Tensor, total: Tensor, n: int) -> Tensor:
-    """C_index, given P_index and W; all int64 of one shape."""
+    """C_index, given P_index and W; all int64, of shapes that fit together."""
     steps = torch.arange(32, 52, device=total.device)  # W < 2^51
     shift = (total.unsqueeze(-1) >> steps != 0).sum(-1)
     return index + (prefix >> shift) * (FREQ_TOTAL - n) // (total >> shift).clamp(min=1)
 
 
-def _chunk_intervals(kind: str, values: Tensor, symbols: Tensor) -> tuple[Tensor, Tensor]:
-    """(rows, 2): lo and freq; and whether all rows and symbols are valid."""
+def row_intervals(kind: str, values: Tensor, symbols: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows, 2) int64: lo and freq of one symbol (rows) of each row; and whether all rows and
+    symbols are valid."""
     n = values.shape[-1]
     row_weights, valid = weights(kind, values)
     in_range = (symbols >= 0) & (symbols < n)
@@ -143,7 +144,7 @@ def intervals(kind: str, rows: Tensor, symbols: NDArray[np.int64]) -> NDArray[np
     step = max(1, CHUNK // n)
     for begin in range(0, steps * lanes, step):
         part = slice(begin, begin + step)
-        chunk, chunk_valid = _chunk_intervals(kind, flat[part], targets[part])
+        chunk, chunk_valid = row_intervals(kind, flat[part], targets[part])
         found.append(chunk)
         valid.append(chunk_valid)
     if not found:
@@ -153,18 +154,17 @@ def intervals(kind: str, rows: Tensor, symbols: NDArray[np.int64]) -> NDArray[np
     return torch.cat(found).cpu().numpy().astype(np.uint32).reshape(steps, lanes, 2)
 
 
-def find_symbols(logits: Tensor, slots: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The symbols whose intervals hold the slots (steps, lanes), in rows (steps, lanes, V).
+def find_symbols(logits: Tensor, slots: Tensor) -> Tensor:
+    """The symbols whose intervals hold the slots (...), in rows (..., V).
 
     C_i ascends with i, so the symbol is the number of i with C_i <= slot, less one.
     """
     n = logits.shape[-1]
     row_weights, _ = weights("logits", logits)
     prefix = row_weights.to(torch.int64).cumsum(-1)
-    total = prefix[..., -1:].expand_as(prefix)
+    total = prefix[..., -1:]
     ends = _cumulative(prefix, torch.arange(1, n + 1, device=logits.device), total, n)
-    target = torch.from_numpy(slots).to(logits.device).unsqueeze(-1)
-    return (ends <= target).sum(-1).cpu().numpy()
+    return (ends <= slots.unsqueeze(-1)).sum(-1)
 
 
 def decoder_rows(kind: str, rows: Tensor) -> tuple[str, NDArray[Any]]:

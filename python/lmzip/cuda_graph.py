@@ -17,10 +17,11 @@ T = TypeVar("T")
 class CudaGraph(Generic[T]):
     """`work`, recorded; `result` is what it returned then, and is made again by every replay()."""
 
-    def __init__(self, device: torch.device, work: Callable[[], T]) -> None:
+    def __init__(self, device: torch.device, work: Callable[[], T], priority: int = 0) -> None:
+        """priority: of the stream; -1 goes before the kernels of others that wait."""
         self._device = device
         with torch.cuda.device(device):
-            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._stream = torch.cuda.Stream(priority=priority)  # type: ignore[no-untyped-call]
             self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):

@@ -309,6 +309,7 @@ class TorchLanes:
         return rows
 
     def _search(self, logits: Tensor, slots: Array) -> Array:
-        symbols = coder_torch.find_symbols(logits, np.asarray(slots, np.int64))
+        wanted = torch.from_numpy(np.asarray(slots, np.int64)).to(self._engine.device)
+        symbols: Array = coder_torch.find_symbols(logits, wanted).cpu().numpy()
         self._found = symbols[:, 0].astype(np.uint8)
         return symbols

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lmzip import token_answers
 from lmzip.cuda_graph import CudaGraph
 from lmzip.llama_model import LlamaModel
 from lmzip.llama_reference import (
@@ -274,6 +275,15 @@ class TorchLlama:
             return self._block(state, tokens.to(self.device))
         return torch.cat([self._block(state, block) for block in blocks], 1)
 
+    # ── what coders ask of rows of logits: token_answers.py ──
+    # An engine may change the rows that answer() and search() get.
+
+    survey = staticmethod(token_answers.survey)
+    answer = staticmethod(token_answers.answer)
+    search = staticmethod(token_answers.search)
+
+    # ── the network ──
+
     def _block(self, state: State, tokens: Tensor) -> Tensor:
         at = state.position + torch.arange(tokens.shape[1], device=self.device)
         if state.filled is not None:
@@ -477,24 +487,58 @@ class TorchLlama:
 
 
 class LlamaLanes:
-    """Blocks of lanes of an engine, evaluated while the CPU codes others.
+    """Blocks of lanes of an engine, evaluated while the CPU codes others: questions in, answers
+    out (token_answers.py), the logits stay where they are.
+
+    to_search: targets are not answered; instead search() finds tokens, of blocks of one position.
 
     On CUDA a block is one graph, on a stream of its own, between copies from and to pinned memory;
     launch() returns at once.  On the CPU launch() computes.
     """
 
-    def __init__(self, engine: TorchLlama, lanes: int, count: int, positions: int) -> None:
-        self._engine = engine
-        cuda = engine.device.type == "cuda"
-        self._state = engine.start(lanes, positions, count, graph=cuda)
-        self._tokens = torch.zeros(lanes, count, dtype=torch.int64, pin_memory=cuda)
+    def __init__(
+        self, engine: TorchLlama, lanes: int, count: int, positions: int, to_search: bool
+    ) -> None:
+        if to_search and count != 1:
+            raise ValueError("a search finds one token of each lane at a time")
+        self._engine, self._to_search = engine, to_search
+        self._cuda = engine.device.type == "cuda"
+        self._state = engine.start(lanes, positions, count, graph=self._cuda)
+        self._questions, self._given = self._pair(lanes, count, token_answers.QUESTION_WORDS)
+        self._given[..., token_answers.INPUT] = engine.arch.start  # a graph is recorded with tokens
+        self._slots, self._wanted = self._pair(lanes)
         self._graph: CudaGraph[Tensor] | None = None
-        if cuda:
-            shape = lanes, count, engine.arch.vocabulary
-            self._out = torch.empty(shape, dtype=torch.int32, pin_memory=True)
-            self._inputs = self._tokens.to(engine.device)
-            self._graph = CudaGraph(engine.device, lambda: engine.feed(self._state, self._inputs))
+        self._search_graph: CudaGraph[Tensor] | None = None
+        if self._cuda:
+            self._graph = CudaGraph(engine.device, self._evaluate)
+            self._out = torch.empty_like(self._graph.result, device="cpu", pin_memory=True)
+            if to_search:
+                with self._graph.on_stream():
+                    self._graph.replay()  # what is searched has to be there, or any index is read
+                    self._graph.record_done()
+                self._graph.wait()
+                # Before the blocks of other lanes, which would keep this one waiting.
+                self._search_graph = CudaGraph(engine.device, self._search, priority=-1)
+                result = self._search_graph.result
+                self._found = torch.empty_like(result, device="cpu", pin_memory=True)
             self.restart()
+
+    def _pair(self, *shape: int) -> tuple[Tensor, Tensor]:
+        """int32 on the CPU, and where the engine finds them: there too, or on its device."""
+        here = torch.full(shape, -1, dtype=torch.int32, pin_memory=self._cuda)
+        return here, here.to(self._engine.device) if self._cuda else here
+
+    def _evaluate(self) -> Tensor:
+        logits = self._engine.feed(self._state, self._given[..., token_answers.INPUT])
+        self._rows = logits.flatten(0, 1)
+        questions = self._given.flatten(0, 1)
+        make = self._engine.survey if self._to_search else self._engine.answer
+        self._answers = make(self._rows, questions)
+        return self._answers.view(*logits.shape[:2], -1)
+
+    def _search(self) -> Tensor:
+        questions = self._given.flatten(0, 1)
+        return self._engine.search(self._rows, questions, self._answers, self._wanted)
 
     def restart(self) -> None:
         """Go back to position 0, with new lanes."""
@@ -504,23 +548,44 @@ class LlamaLanes:
         with self._graph.on_stream():
             self._engine.restart(self._state)
 
-    def launch(self, tokens: NDArray[np.uint32]) -> None:
-        """Start to evaluate the next block; tokens (lanes, count) are copied."""
+    def launch(self, questions: NDArray[np.uint32]) -> None:
+        """Start to evaluate the next block; questions (lanes, count, QUESTION_WORDS) are copied."""
         # The last block is done, so its copy from pinned memory is too.
-        np.copyto(self._tokens.numpy(), tokens)
+        np.copyto(self._questions.numpy(), questions.view(np.int32))
         if self._graph is None:
-            self._out = self._engine.feed(self._state, self._tokens)
+            self._out = self._evaluate()
             return
         with self._graph.on_stream():
-            self._inputs.copy_(self._tokens, non_blocking=True)
+            self._given.copy_(self._questions, non_blocking=True)
             self._graph.replay()
             self._out.copy_(self._graph.result, non_blocking=True)
             self._graph.record_done()
 
-    def wait(self) -> NDArray[np.int32]:
-        """Logits (lanes, count, vocabulary), whoever reads them may change them; they stay until
-        the next launch."""
+    def wait(self) -> NDArray[np.uint32]:
+        """Answers (lanes, count, ANSWER_WORDS); they stay until the next launch."""
         if self._graph is not None:
             self._graph.wait()
-        out: NDArray[np.int32] = self._out.numpy()
+        out: NDArray[np.uint32] = self._out.numpy().view(np.uint32)
         return out
+
+    def search(self, slots: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Once wait() has returned: what holds each lane's slot among the rest, (lanes,
+        FOUND_WORDS); for a slot of ~0 nothing is looked for."""
+        np.copyto(self._slots.numpy(), slots.view(np.int32))
+        if self._search_graph is None:
+            here: NDArray[np.uint32] = self._search().numpy().view(np.uint32)
+            return here
+        with self._search_graph.on_stream():
+            self._wanted.copy_(self._slots, non_blocking=True)
+            self._search_graph.replay()
+            self._found.copy_(self._search_graph.result, non_blocking=True)
+            self._search_graph.record_done()
+        self._search_graph.wait()
+        found: NDArray[np.uint32] = self._found.numpy().view(np.uint32)
+        return found
+
+    def logits(self) -> NDArray[np.int32]:
+        """Of the last block, (lanes, count, vocabulary), once wait() has returned; those of
+        candidates may be gone where a target or slot was looked for.  For tests."""
+        rows: NDArray[np.int32] = self._rows.cpu().numpy()
+        return rows.reshape(*self._questions.shape[:2], -1)

@@ -16,9 +16,9 @@ import torch
 import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
+from lmzip import _core, token_answers
 from lmzip import triton_llama_kernels as kernels
-from lmzip.errors import UnsupportedError
-from lmzip.llama_model import LlamaArchitecture, LlamaModel
+from lmzip.llama_model import LlamaModel
 from lmzip.llama_reference import EXP16, limit
 from lmzip.torch_engine import Product
 from lmzip.torch_llama import Cache, Layer, State, TorchLlama
@@ -29,6 +29,8 @@ MULTIPROCESSORS = 132
 # Keys at once, more than there can be sinks; warps of a program of a step, of other programs.  A
 # guess: bench/gpu.py times others.
 KEYS, STEP_WARPS, BLOCK_WARPS = 32, 1, 4
+# Of the vocabulary at once, and warps of the program that takes a row.  A guess too.
+VOCABULARY_BLOCK, VOCABULARY_WARPS = 4096, 8
 # Scores are kept, not made anew, where so few queries read a key that the memory decides.
 KEPT_QUERIES = 16
 
@@ -66,20 +68,8 @@ def tile_of(rows: int, columns: int) -> Tile:
     return Tile(max(16, min(64, power_of_two(rows))), 64, 128, 4, 4)
 
 
-def require_kernels(a: LlamaArchitecture) -> None:
-    parts = {"norms after each part": a.post_norms, "a second rotation": any(a.local)}
-    lacking = [part for part, used in parts.items() if used]
-    if lacking:
-        raise UnsupportedError(
-            f"the Triton engine has no kernels for {' and '.join(lacking)}, which this model has"
-        )
-
-
 class TritonLlama(TorchLlama):
-    """Raises ValueError as TorchLlama, UnsupportedError for models with parts it has not got."""
-
     def __init__(self, model: LlamaModel, device: str | torch.device = "cuda") -> None:
-        require_kernels(model.architecture)
         super().__init__(model, device)
         tensors = model.tensors
 
@@ -87,8 +77,10 @@ class TritonLlama(TorchLlama):
             return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
         self.sigmoid = tensor(tensors["sigmoid"].astype(np.int32))
-        self.frequency = tensor(tensors["rotary.frequency"].view(np.int32))
+        names = "rotary.frequency", "rotary.local_frequency"
+        self.frequencies = [tensor(tensors[n].view(np.int32)) for n in names if n in tensors]
         self.exp16 = tensor(EXP16.astype(np.int32))
+        self.exp2 = tensor(_core.exp2_table().view(np.int32))
         self.unused = self.unused.to(torch.int8)
 
     # ── blocks ──
@@ -100,10 +92,11 @@ class TritonLlama(TorchLlama):
             u = self.project_heads(layer, xq)
             heads = self.split_heads(layer, u, cache, state.position, count)
             p = self.attention(layer, heads, cache, state.position, count)
-            self.add_product(layer.out, x, self.quantize(layer.out, p))
+            self.add_part(layer.out, layer.attention_post_norm, x, self.quantize(layer.out, p))
             xq = self.normalize(x, layer.mlp_norm, layer.gate_up)
             h = self.gate(layer.gate_up, xq)
-            self.add_product(layer.down, x, self.quantize(layer.down, h, xq.r))
+            hq = self.quantize(layer.down, h, xq.r)
+            self.add_part(layer.down, layer.mlp_post_norm, x, hq)
             if i + 1 < len(self.layers):
                 after = self.layers[i + 1]
                 xq = self.normalize(x, after.attention_norm, after.qkv)
@@ -138,7 +131,7 @@ class TritonLlama(TorchLlama):
         kernels.embed[grid](
             tokens, self.embedding, self.embedding_scale, x,
             layer.attention_norm, out.q, out.r, rows * d, self.arch.epsilon_units(), rows,
-            D=d, LIMIT=layer.qkv.largest_input, **sizes, **OPTIONS,
+            RESIDUAL=self.residual, D=d, LIMIT=layer.qkv.largest_input, **sizes, **OPTIONS,
         )  # fmt: skip
         return x, out
 
@@ -161,7 +154,8 @@ class TritonLlama(TorchLlama):
         grid, sizes = self._grid(rows, min(n, QUANTIZE_BLOCK))
         kernels.quantize[grid](
             y, out.r if r is None else r, out.q, out.r, rows * n, rows,
-            N=n, LIMIT=product.largest_input, DOWN=r is not None, **sizes, **OPTIONS,
+            RESIDUAL=self.residual, N=n, LIMIT=product.largest_input, DOWN=r is not None,
+            **sizes, **OPTIONS,
         )  # fmt: skip
         return out
 
@@ -171,8 +165,19 @@ class TritonLlama(TorchLlama):
         self._product(kernels.project_heads, layer.qkv, xq, out, layer.bias)
         return out
 
-    def add_product(self, product: Product, x: Tensor, q: Quantized) -> None:
-        self._product(kernels.add_product, product, q, x)
+    def add_part(self, product: Product, gain: Tensor | None, x: Tensor, q: Quantized) -> None:
+        """The last product of a part of a layer, onto x (rows, D)."""
+        if gain is None:
+            self._product(kernels.add_product, product, q, x)
+            return
+        rows, d = x.shape
+        sums = self._empty(rows, d)
+        self._product(kernels.part_sums, product, q, sums)
+        grid, sizes = self._grid(rows, d)
+        kernels.add_post_norm[grid](
+            sums, q.r, product.scale, gain, x, self.arch.epsilon_units(), rows,
+            RESIDUAL=self.residual, D=d, **sizes, **OPTIONS,
+        )  # fmt: skip
 
     def gate(self, product: Product, xq: Quantized) -> Tensor:
         """(rows, F) float32."""
@@ -220,9 +225,9 @@ class TritonLlama(TorchLlama):
         half = power_of_two(a.head_dim // 2)
         heads = max(1, min(64, TILE // 2 // half))
         rotated = triton.cdiv(rows * (a.n_heads + a.n_kv_heads), heads)
-        norm = layer.head_norm
+        norm, frequency = layer.head_norm, self.frequencies[layer.layout.local]
         kernels.split_heads[(rotated + triton.cdiv(rows * a.n_kv_heads, heads),)](
-            u, self.frequency if norm is None else norm, self.frequency, self.cosine, position,
+            u, frequency if norm is None else norm, frequency, self.cosine, position,
             out.q, out.scale, cache.keys, cache.values, cache.key_scales, cache.value_scales,
             a.head_epsilon_units(), rows, rotated,
             count=count, QK_NORM=norm is not None, HEADS=heads, HALF=half,
@@ -263,3 +268,30 @@ class TritonLlama(TorchLlama):
             "G": a.n_kv_heads,
             "d": a.head_dim,
         }
+
+    # ── what coders ask: token_answers.py ──
+
+    def survey(self, logits: Tensor, questions: Tensor) -> Tensor:
+        answers = self._empty(len(logits), token_answers.ANSWER_WORDS)
+        self._for_rows(kernels.survey, logits, questions, answers)
+        return answers
+
+    def answer(self, logits: Tensor, questions: Tensor) -> Tensor:
+        answers = self.survey(logits, questions)
+        self._for_rows(kernels.targets, logits, questions, answers)
+        return answers
+
+    def search(self, logits: Tensor, questions: Tensor, answers: Tensor, slots: Tensor) -> Tensor:
+        found = self._empty(len(logits), token_answers.FOUND_WORDS)
+        self._for_rows(kernels.search, logits, questions, answers, slots, found)
+        return found
+
+    def _for_rows(
+        self, kernel: triton.JITFunction, logits: Tensor, questions: Tensor, *more: Tensor
+    ) -> None:
+        rows, vocabulary = logits.shape
+        kernel[(rows,)](
+            logits, questions, self.exp2, *more,
+            V=vocabulary, BLOCK=min(VOCABULARY_BLOCK, power_of_two(vocabulary)),
+            num_warps=VOCABULARY_WARPS, **OPTIONS,
+        )  # fmt: skip

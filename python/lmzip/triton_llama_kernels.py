@@ -21,6 +21,18 @@ RESIDUAL_MAX = tl.constexpr((1 << 30) - 64)
 HEADS_MAX = tl.constexpr(1 << 24)  # of queries, keys and values, and of scores
 TINY = tl.constexpr(2.0**-100)
 LEVEL = tl.constexpr(8191)
+FEED_FORWARD = tl.constexpr(2.0**-16)
+POST_LIMIT, POST_UNIT = tl.constexpr(1 << 22), tl.constexpr(2.0**-22)
+MIN_UNIT, MAX_UNIT = tl.constexpr(2.0**-40), tl.constexpr(2.0**60)
+MAX_EPSILON = tl.constexpr(2.0**60)
+INTEGERS = tl.constexpr(2.0**23)  # floats from here on have no fraction
+FREQ_TOTAL = tl.constexpr(1 << 30)
+# Places of token_answers.py.
+LIKELY_SHIFT, LIKELY = tl.constexpr(9), tl.constexpr(512)
+RECALLED, RECALL_BLOCK = tl.constexpr(20), tl.constexpr(32)
+TARGET, RECALL, QUESTION_WORDS = tl.constexpr(1), tl.constexpr(2), tl.constexpr(22)
+COUNT, INTERVAL, BELOW = tl.constexpr(2), tl.constexpr(3), tl.constexpr(5)
+LIST, ANSWER_WORDS = tl.constexpr(25), tl.constexpr(1049)
 
 
 # ── quantizers ──
@@ -75,6 +87,7 @@ def embed(
     x_ptr,  # (rows, D) int32
     gain_ptr, q_ptr, r_ptr,  # as in normalize
     plane, epsilon, n_rows,
+    RESIDUAL: tl.constexpr,  # 2^residual_bits
     D: tl.constexpr, LIMIT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Section 3, then normalize() for the first layer."""
@@ -84,7 +97,7 @@ def embed(
     inside = valid[:, None] & (channel < D)[None, :]
     token = tl.load(tokens_ptr + row, mask=valid, other=0).to(tl.int64)
     e = tl.load(weight_ptr + token[:, None] * D + channel[None, :], mask=inside, other=0)
-    factor = tl.load(scale_ptr + token, mask=valid, other=0.0) * 16384.0  # 2^14
+    factor = tl.load(scale_ptr + token, mask=valid, other=0.0) * RESIDUAL
     x = rint(e.to(tl.float32) * factor[:, None], -RESIDUAL_MAX, RESIDUAL_MAX)
     tl.store(x_ptr + row[:, None].to(tl.int64) * D + channel[None, :], x, mask=inside)
     _store_normalized(
@@ -119,12 +132,13 @@ def quantize(
     q_ptr,  # (1 or 2, rows, N) int8
     factor_ptr,  # (rows) float32: what add_product() multiplies sums by
     plane, n_rows,
+    RESIDUAL: tl.constexpr,  # 2^residual_bits
     N: tl.constexpr, LIMIT: tl.constexpr, DOWN: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """quantize() of section 4 with limit LIMIT, and the factor of section 5: r * 2^14 for the
-    output projection, for the feed-forward (DOWN) (r * row scale) * 2^-2.  Two passes, unless a row
-    fits in a block."""
+    """quantize() of section 4 with limit LIMIT, and the factor of section 5: r * RESIDUAL for the
+    output projection, for the feed-forward (DOWN) (r * row scale) * (RESIDUAL * 2^-16).  Two
+    passes, unless a row fits in a block."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     valid = row < n_rows
     m = tl.zeros((ROWS,), tl.float32)
@@ -143,10 +157,11 @@ def quantize(
         if N > BLOCK:
             y = tl.load(y_ptr + at, mask=inside, other=0.0)
         _store_halves(q_ptr, plane, at, rint(y * inverse[:, None], -LIMIT, LIMIT), inside, LIMIT)
-    if DOWN:  # noqa: SIM108
-        factor = (r * tl.load(r_ptr + row, mask=valid, other=0.0)) * 0.25
+    if DOWN:
+        shared = tl.load(r_ptr + row, mask=valid, other=0.0)
+        factor = (r * shared) * (RESIDUAL * FEED_FORWARD)
     else:
-        factor = r * 16384.0
+        factor = r * RESIDUAL
     tl.store(factor_ptr + row, factor, mask=valid)
 
 
@@ -221,6 +236,63 @@ def add_product(
     at = x_ptr + row[:, None].to(tl.int64) * N + column[None, :]
     x = tl.load(at, mask=inside, other=0) + rint(y, -RESIDUAL_MAX, RESIDUAL_MAX)
     tl.store(at, tl.minimum(tl.maximum(x, -RESIDUAL_MAX), RESIDUAL_MAX), mask=inside)
+
+
+@triton.jit
+def part_sums(
+    q_ptr, plane, _factor_ptr, weight_ptr, _scale_ptr,
+    sums_ptr,  # (rows, N) int32
+    n_rows, N: tl.constexpr, K: tl.constexpr, WIDE: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """The product of add_product() alone, for add_post_norm(), which needs whole rows."""
+    row, column, inside = _tile(n_rows, N, BM, BN)
+    acc = _sums(q_ptr, plane, weight_ptr, row, column, K, WIDE, BM, BN, BK)
+    tl.store(sums_ptr + row[:, None].to(tl.int64) * N + column[None, :], acc, mask=inside)
+
+
+@triton.jit
+def _round_wide(a):
+    """0 <= a <= 2^60 rounded to nearest, ties to even; int64."""
+    small = rint(a, 0, 1 << 23).to(tl.int64)
+    return tl.where(a < INTEGERS, small, a.to(tl.int64))
+
+
+@triton.jit
+def add_post_norm(
+    sums_ptr,  # (rows, D) int32
+    factor_ptr, scale_ptr,  # (rows), (D) float32
+    gain_ptr,  # (D) float32
+    x_ptr,  # (rows, D) int32, changed
+    epsilon,  # E
+    n_rows,
+    RESIDUAL: tl.constexpr,
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Section 5, the norm after a part, onto the residual stream."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    channel = tl.arange(0, BLOCK)
+    valid = row < n_rows
+    inside = valid[:, None] & (channel < D)[None, :]
+    at = row[:, None].to(tl.int64) * D + channel[None, :]
+    acc = tl.load(sums_ptr + at, mask=inside, other=0).to(tl.float32)
+    scale = tl.load(scale_ptr + channel, mask=channel < D, other=0.0)
+    m = tl.max(tl.abs(acc * scale[None, :]), axis=1)
+    # m is 0 or at least 2^-40; where it is 0, so is acc
+    most = tl.full((ROWS,), POST_LIMIT, tl.float32)
+    inverse = tl.div_rn(most, tl.maximum(m, TINY))
+    u = rint((acc * inverse[:, None]) * scale[None, :], -RESIDUAL_MAX, RESIDUAL_MAX)
+    unit = (m * POST_UNIT) * tl.load(factor_ptr + row, mask=valid, other=0.0)
+    unit = tl.minimum(tl.maximum(unit, MIN_UNIT), MAX_UNIT)
+    e = tl.div_rn(tl.full((ROWS,), epsilon, tl.int64).to(tl.float32), unit * unit)
+    wide = u.to(tl.int64)
+    total = tl.sum(wide * wide, axis=1) + _round_wide(tl.minimum(e, MAX_EPSILON))
+    divisor = tl.maximum(total, 1).to(tl.float32)
+    root = tl.sqrt_rn(tl.div_rn(tl.full((ROWS,), D, tl.float32), divisor))
+    gain = tl.load(gain_ptr + channel, mask=channel < D, other=0.0)
+    y = (u.to(tl.float32) * (root * RESIDUAL)[:, None]) * gain[None, :]
+    x = tl.load(x_ptr + at, mask=inside, other=0) + rint(y, -RESIDUAL_MAX, RESIDUAL_MAX)
+    tl.store(x_ptr + at, tl.minimum(tl.maximum(x, -RESIDUAL_MAX), RESIDUAL_MAX), mask=inside)
 
 
 @triton.jit
@@ -531,3 +603,210 @@ def attention(
 
     share = tl.div_rn(r, tl.maximum(total, 1).to(tl.float32))
     tl.store(p_ptr + q_at, o.to(tl.float32) * share[None, :], mask=q_mask)
+
+
+# ── from logits to what coders ask: token_answers.py ──
+# A program takes a row.
+
+
+@triton.jit
+def _logits(row_ptr, i, V: tl.constexpr):
+    return tl.load(row_ptr + i, mask=i < V, other=LOWEST)
+
+
+@triton.jit
+def _top(row_ptr, V: tl.constexpr, BLOCK: tl.constexpr):
+    top = tl.full((BLOCK,), LOWEST, tl.int32)
+    for begin in range(0, V, BLOCK):
+        top = tl.maximum(top, _logits(row_ptr, begin + tl.arange(0, BLOCK), V))
+    return tl.max(top, axis=0)
+
+
+@triton.jit
+def _weights(below, i, exp2_ptr, V: tl.constexpr):
+    """docs/coder.md, weights of logits that lie so far below the greatest; int64, 0 beyond V."""
+    distance = tl.where(i < V, below, 0)
+    entry = tl.load(exp2_ptr + (distance & 1023)) >> tl.minimum(distance >> 10, 31)
+    return tl.where(i < V, entry, 0).to(tl.int64)
+
+
+@triton.jit
+def _row_weights(row_ptr, i, top, exp2_ptr, V: tl.constexpr):
+    return _weights(top - _logits(row_ptr, i, V), i, exp2_ptr, V)
+
+
+@triton.jit
+def _shift(total):
+    """s of docs/coder.md; W < 2^51."""
+    shift = (total >> 32 != 0).to(tl.int64)
+    for bits in tl.static_range(33, 52):
+        shift += (total >> bits != 0).to(tl.int64)
+    return shift
+
+
+@triton.jit
+def _cumulative(prefix, i, total, V: tl.constexpr):
+    """C_i of docs/coder.md; int64."""
+    shift = _shift(total)
+    return i + (prefix >> shift) * (FREQ_TOTAL - V) // (total >> shift)
+
+
+@triton.jit
+def _recalled(question_ptr, V: tl.constexpr):
+    """Tokens (RECALL_BLOCK), and which there are."""
+    j = tl.arange(0, RECALL_BLOCK)
+    token = tl.load(question_ptr + RECALL + j, mask=j < RECALLED, other=-1)
+    return token, (token >= 0) & (token < V)
+
+
+@triton.jit
+def survey(
+    logits_ptr,  # (rows, V) int32
+    question_ptr,  # (rows, QUESTION_WORDS) int32
+    exp2_ptr,  # (1024) int32: EXP2_TABLE
+    answer_ptr,  # (rows, ANSWER_WORDS) int32: all but the interval of the target, which is 0
+    V: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Three passes over the row, for the greatest logit, the sum of weights, and the tokens of
+    W / 512 or more.  Each is found once it is counted which place it has; few blocks hold any."""
+    row = tl.program_id(0).to(tl.int64)
+    logits_ptr += row * V
+    question_ptr += row * QUESTION_WORDS
+    answer_ptr += row * ANSWER_WORDS
+    top = _top(logits_ptr, V, BLOCK)
+    sums = tl.zeros((BLOCK,), tl.int64)
+    for begin in range(0, V, BLOCK):
+        sums += _row_weights(logits_ptr, begin + tl.arange(0, BLOCK), top, exp2_ptr, V)
+    total = tl.sum(sums, axis=0)
+
+    token, known = _recalled(question_ptr, V)
+    distance = tl.where(known, top - tl.load(logits_ptr + token, mask=known, other=0), 0)
+    j = tl.arange(0, RECALL_BLOCK)
+    tl.store(answer_ptr + BELOW + j, distance, mask=j < RECALLED)
+
+    count = tl.zeros((), tl.int32)
+    for begin in range(0, V, BLOCK):
+        i = begin + tl.arange(0, BLOCK)
+        below = top - _logits(logits_ptr, i, V)
+        likely = (_weights(below, i, exp2_ptr, V) << LIKELY_SHIFT >= total).to(tl.int32)
+        here = tl.sum(likely, axis=0)
+        if here > 0:
+            place = count + tl.cumsum(likely, axis=0) - 1
+            to = answer_ptr + LIST + 2 * place
+            inside = (likely != 0) & (place < LIKELY)
+            tl.store(to, i, mask=inside)
+            tl.store(to + 1, below, mask=inside)
+        count += here
+    tl.store(answer_ptr, total.to(tl.int32))  # modulo 2^32
+    tl.store(answer_ptr + 1, (total >> 32).to(tl.int32))
+    tl.store(answer_ptr + COUNT, count)
+    tl.store(answer_ptr + INTERVAL, 0)
+    tl.store(answer_ptr + INTERVAL + 1, 0)
+    j = tl.arange(0, LIKELY)
+    for half in tl.static_range(2):
+        tl.store(answer_ptr + LIST + 2 * j + half, 0, mask=j >= count)
+
+
+@triton.jit
+def _listed(answer_ptr):
+    """Tokens (LIKELY), and which there are."""
+    j = tl.arange(0, LIKELY)
+    exists = j < tl.load(answer_ptr + COUNT)
+    return tl.load(answer_ptr + LIST + 2 * j, mask=exists, other=-1), exists
+
+
+@triton.jit
+def _exclude(logits_ptr, question_ptr, answer_ptr, V: tl.constexpr):
+    """Leaves the rest in the row: the candidates' logits go to the lowest."""
+    token, exists = _recalled(question_ptr, V)
+    tl.store(logits_ptr + token, -LOGIT_MAX, mask=exists)
+    token, exists = _listed(answer_ptr)
+    tl.store(logits_ptr + token, -LOGIT_MAX, mask=exists)
+    tl.debug_barrier()  # a thread may read what another has stored
+
+
+@triton.jit
+def targets(
+    logits_ptr,  # changed where a target is none of the candidates
+    question_ptr, exp2_ptr,
+    answer_ptr,  # of survey(): lo and freq of the target come in
+    V: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    logits_ptr += row * V
+    question_ptr += row * QUESTION_WORDS
+    answer_ptr += row * ANSWER_WORDS
+    target = tl.load(question_ptr + TARGET)
+    recalled, _ = _recalled(question_ptr, V)
+    listed, _ = _listed(answer_ptr)
+    found = tl.sum((recalled == target).to(tl.int32), axis=0)
+    found += tl.sum((listed == target).to(tl.int32), axis=0)
+    if (target >= 0) & (found == 0):
+        _exclude(logits_ptr, question_ptr, answer_ptr, V)
+        top = _top(logits_ptr, V, BLOCK)
+        sums = tl.zeros((BLOCK,), tl.int64)
+        before = tl.zeros((BLOCK,), tl.int64)
+        own = tl.zeros((BLOCK,), tl.int64)
+        for begin in range(0, V, BLOCK):
+            i = begin + tl.arange(0, BLOCK)
+            weight = _row_weights(logits_ptr, i, top, exp2_ptr, V)
+            sums += weight
+            before += tl.where(i < target, weight, 0)
+            own += tl.where(i == target, weight, 0)
+        total, prefix = tl.sum(sums, axis=0), tl.sum(before, axis=0)
+        lo = _cumulative(prefix, target, total, V)
+        hi = _cumulative(prefix + tl.sum(own, axis=0), target + 1, total, V)
+        tl.store(answer_ptr + INTERVAL, lo.to(tl.int32))
+        tl.store(answer_ptr + INTERVAL + 1, (hi - lo).to(tl.int32))
+
+
+@triton.jit
+def search(
+    logits_ptr,  # changed where a slot is looked for
+    question_ptr, exp2_ptr, answer_ptr,
+    slot_ptr,  # (rows) int32; -1: nothing is looked for, and 0 comes out
+    out_ptr,  # (rows, 3) int32: token, lo, freq
+    V: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The token whose interval among the rest holds the slot.
+
+    C_i <= slot  <=>  (P_i >> s) * (2^30 - V) < (slot - i + 1) * (W >> s).  C and P ascend: the
+    token is the number of such i, less one; its P is the greatest of theirs, and the next P the
+    least of the others'.  Both sides fit in 63 bits and a sign.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    logits_ptr += row * V
+    slot = tl.load(slot_ptr + row)
+    token = tl.zeros((), tl.int64)
+    lo = tl.zeros((), tl.int64)
+    freq = tl.zeros((), tl.int64)
+    if slot >= 0:
+        _exclude(
+            logits_ptr, question_ptr + row * QUESTION_WORDS, answer_ptr + row * ANSWER_WORDS, V
+        )
+        top = _top(logits_ptr, V, BLOCK)
+        sums = tl.zeros((BLOCK,), tl.int64)
+        for begin in range(0, V, BLOCK):
+            sums += _row_weights(logits_ptr, begin + tl.arange(0, BLOCK), top, exp2_ptr, V)
+        total = tl.sum(sums, axis=0)
+        shift = _shift(total)
+        past = tl.zeros((), tl.int64)
+        found = tl.zeros((), tl.int64)
+        own = tl.zeros((), tl.int64)
+        after = total
+        for begin in range(0, V, BLOCK):
+            i = begin + tl.arange(0, BLOCK)
+            weight = _row_weights(logits_ptr, i, top, exp2_ptr, V)
+            prefix = past + tl.cumsum(weight, axis=0) - weight
+            past += tl.sum(weight, axis=0)
+            room = (slot - i + 1).to(tl.int64) * (total >> shift)
+            starts = ((prefix >> shift) * (FREQ_TOTAL - V) < room) & (i < V)
+            found += tl.sum(starts.to(tl.int64), axis=0)
+            own = tl.maximum(own, tl.max(tl.where(starts, prefix, 0), axis=0))
+            after = tl.minimum(after, tl.min(tl.where(starts, total, prefix), axis=0))
+        token = found - 1
+        lo = _cumulative(own, token, total, V)
+        freq = _cumulative(after, found, total, V) - lo
+    tl.store(out_ptr + 3 * row, token.to(tl.int32))
+    tl.store(out_ptr + 3 * row + 1, lo.to(tl.int32))
+    tl.store(out_ptr + 3 * row + 2, freq.to(tl.int32))

@@ -40,14 +40,6 @@ enum class Context : uint32_t {
   kOpcode,
 };
 
-inline constexpr const char* kContextNames[] = {
-    "order1",    "order2",       "order3",      "order4",      "order6",        "word",
-    "wordpair",  "wordskip",     "key",         "field",       "afterpair",     "sparse2",
-    "sparse3",   "sparse4",      "sparse23",    "recordabove", "recordcolumn",  "expected",
-    "cellabove", "shape",        "instruction", "aftertwo",    "aftertwocodes", "afterfourcodes",
-    "address",   "afteroperand", "opcode",
-};
-
 template <Context kind>
 uint32_t context_hash(const Lane& lane, const SharedPast& past, const Match& match) {
   constexpr uint32_t kSeed = static_cast<uint32_t>(kind) * 0x3D4D51CBu + 1;

@@ -265,9 +265,6 @@ class Engine final : public MixerEngine {
   }
 
   void mark_ablated() {
-    for (size_t i = 0; i < kContexts; ++i) {
-      off_[i] = ablated(kContextNames[static_cast<size_t>(Profile::kContexts[i])]);
-    }
     for (size_t i = kContexts; i < kHashes; ++i) {
       constexpr const char* kSampleNames[] = {"sample0", "sample1", "sample2", "sample3",
                                               "sample4", "sample5", "sample6", "sample7",

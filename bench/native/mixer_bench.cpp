@@ -9,7 +9,7 @@
 // -e: encode only, for ablations, whose bytes are all that matters.
 // -w: FILE.w holds a row of 256 weights (uint32, this machine's byte order) for each byte of FILE,
 // the prediction of a network.  With -DLMZIP_MIXER_ABLATION the environment variable LMZIP_DROP
-// leaves parts of the mixer out, for example LMZIP_DROP=word,set-classes: see mixer_ablation.h.
+// leaves parts of the mixer out, for example LMZIP_DROP=order0,set-classes: see mixer_ablation.h.
 #include <sys/resource.h>
 
 #include <cstdio>

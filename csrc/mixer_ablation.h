@@ -1,5 +1,5 @@
-// mixer_ablation.h: parts of the mixer that can be switched off, for measurements only; contexts are
-// left out by compiling again (bench/mixer_ablation.py).
+// mixer_ablation.h: parts of the mixer that can be switched off, for measurements only; contexts
+// are left out by compiling again (bench/mixer_ablation.py).
 //
 // Built with LMZIP_MIXER_ABLATION, the environment variable LMZIP_DROP holds names of parts,
 // separated by commas, that are left out (bench/native/mixer_bench.cpp); otherwise ablated() is

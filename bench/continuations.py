@@ -7,15 +7,17 @@ so the pictures can be made anew without drawing again.
 import csv
 import hashlib
 import io
+import sys
 import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from conftest import commit
+from conftest import commit, device
 from lmzip import baselines, generate
 from lmzip.output import AtomicFile
 from lmzip.progress import Progress
@@ -38,7 +40,7 @@ class Continuation:
 
 class Continuations:
     KEY = ("compressor", "model", "prompt_sha256", "bytes", "temperature", "seed")
-    COLUMNS = (*KEY, "continuation", "commit")
+    COLUMNS = (*KEY, "continuation", "device", "commit", "date", "command")
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, []
@@ -56,7 +58,13 @@ class Continuations:
         found = next((r for r in self.rows if {k: r[k] for k in self.KEY} == key), None)
         if found is None:
             drawn = _draw(name, prompt, count, temperature, seed)
-            found = key | {"continuation": drawn.hex(), "commit": commit()}
+            found = key | {
+                "continuation": drawn.hex(),
+                "device": device(),
+                "commit": commit(),
+                "date": datetime.now(UTC).date().isoformat(),
+                "command": " ".join(["python", *sys.argv]),
+            }
             self.rows.append(found)
             self._write()
         return Continuation(compressor.name, bytes.fromhex(found["continuation"]))

@@ -4,12 +4,14 @@
 
 Every payload is decoded and compared.  Text: the first bytes of enwik8 from 95,000,000 on (never
 trained on).  Speeds are CPU time of one thread, the median of --repeats.  The model is the bundled
-one, or LMZIP_MODEL.
+one, or LMZIP_MODEL.  Rows that the results already hold of the same text and model are not measured
+again, so a run that was cut off goes on where it ended; delete rows to have them again.
 """
 
 import argparse
 import csv
 import dataclasses
+import hashlib
 import lzma
 import os
 import statistics
@@ -24,6 +26,7 @@ import numpy as np
 from conftest import commit, device
 from lmzip import _core, models
 from lmzip.model_file import ExactModel, load
+from lmzip.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
 ENWIK8 = Path(os.environ.get("LMZIP_DATA", ROOT.parent / "shared" / "data")) / "open" / "enwik8.xz"
@@ -31,9 +34,15 @@ NETWORK, MIXER, BOTH = 1, 2, 3  # methods, docs/format.md section 5
 PROFILE = "strong"  # of the mixer, as in the default preset
 METHODS = {NETWORK: "network", MIXER: "mixer", BOTH: "network+mixer"}
 COLUMNS = [
-    "what", "method", "raw", "lanes", "window", "frame", "bytes", "encode_kb_s",
-    "decode_kb_s",
+    "what", "method", "raw", "lanes", "window", "frame", "bytes", "encode_kb_s", "decode_kb_s",
+    "sha256", "model",
 ]  # fmt: skip
+PROVENANCE = ["device", "commit", "date", "command"]
+KEY = ("what", "method", "raw", "lanes", "window", "frame", "sha256", "model")
+LANES = (1, 2, 4, 8, 16, 32, 64)
+WINDOWS = (8, 16, 32, 64, 128, 256)
+FRAMES = tuple(1 << log2_size for log2_size in range(16, 23))
+ROWS = 2 + 2 * len(LANES) + 2 * len(WINDOWS) + len(FRAMES)
 
 
 def text() -> bytes:
@@ -45,14 +54,49 @@ def native(model: ExactModel) -> _core.ExactModel:
 
 
 class Bench:
-    def __init__(self, repeats: int) -> None:
-        self.repeats = repeats
+    def __init__(self, results: Path, repeats: int) -> None:
+        self.results, self.repeats = results, repeats
         info = models.default()
         if info is None:
             raise SystemExit("no model: install lmzip with its bundled one, or set LMZIP_MODEL")
-        self.model = load(info.path)
+        self.model, self.model_id = load(info.path), info.id.hex()[:16]
         self.engine = native(self.model)
-        self.rows: list[dict[str, object]] = []
+        self.rows: list[dict[str, str]] = []
+        if results.exists():
+            with results.open(newline="") as file:
+                self.rows = list(csv.DictReader(file))
+        self.progress = Progress("design", ROWS, wanted=True)
+        self.done = 0
+
+    def key(self, raw: bytes, **columns: object) -> dict[str, str]:
+        """The columns that say what is measured."""
+        named = columns | {"raw": len(raw), "model": self.model_id}
+        named["sha256"] = hashlib.sha256(raw).hexdigest()
+        return {name: str(named.get(name, "")) for name in KEY}
+
+    def measured(self, key: dict[str, str]) -> bool:
+        """Whether there is such a row; then it counts as done."""
+        found = any(all(row[name] == key[name] for name in KEY) for row in self.rows)
+        self.advance(found)
+        return found
+
+    def advance(self, by: int) -> None:
+        self.done += by
+        self.progress.update(self.done, 0, 0)
+
+    def add(self, row: dict[str, str], **columns: object) -> None:
+        provenance = {
+            "device": device(),
+            "commit": commit(),
+            "date": datetime.now(UTC).date().isoformat(),
+            "command": " ".join(["python", *sys.argv]),
+        }
+        self.rows.append(row | {n: str(value) for n, value in (columns | provenance).items()})
+        with self.results.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*COLUMNS, *PROVENANCE])
+            writer.writeheader()
+            writer.writerows(self.rows)
+        self.advance(1)
 
     def frame(
         self,
@@ -65,6 +109,9 @@ class Bench:
         **columns: object,
     ) -> None:
         """One frame both ways, as the presets code it; a row of the table."""
+        key = self.key(raw, what=what, method=METHODS[method], lanes=lanes, **columns)
+        if self.measured(key):
+            return
         engine, bits = engine or self.engine, 0 if method == NETWORK else 24
         encode, decode = [], []
         for _ in range(self.repeats):
@@ -77,29 +124,21 @@ class Bench:
             if decoded != raw:
                 raise AssertionError("the decoded bytes differ: this is a bug in lmzip")
         self.add(
-            what=what,
-            method=METHODS[method],
-            raw=len(raw),
-            lanes=lanes,
+            key,
             bytes=sum(map(len, payloads)),
             encode_kb_s=f"{len(raw) / statistics.median(encode) / 1000:.1f}",
             decode_kb_s=f"{len(raw) / statistics.median(decode) / 1000:.1f}",
-            **columns,
         )
-
-    def add(self, **row: object) -> None:
-        self.rows.append(row)
-        print(*(f"{k}={v}" for k, v in row.items()), file=sys.stderr, flush=True)
 
     def lanes(self, raw: bytes) -> None:
         for method in (NETWORK, BOTH):
-            for lanes in (1, 2, 4, 8, 16, 32, 64):
+            for lanes in LANES:
                 self.frame("lanes", raw, method, lanes)
 
     def windows(self, raw: bytes) -> None:
         """The model's own windows cut down to `window`."""
         a = self.model.architecture
-        for window in (8, 16, 32, 64, 128, 256):
+        for window in WINDOWS:
             cut = dataclasses.replace(a, windows=tuple(min(w, window) for w in a.windows))
             engine = native(dataclasses.replace(self.model, architecture=cut))
             for method in (NETWORK, BOTH):
@@ -107,8 +146,10 @@ class Bench:
 
     def frames(self, raw: bytes) -> None:
         """The same text in frames of different sizes; sizes only, speeds do not depend on them."""
-        for log2_size in range(16, 23):
-            size = 1 << log2_size
+        for size in FRAMES:
+            key = self.key(raw, what="frames", method=METHODS[BOTH], frame=size)
+            if self.measured(key):
+                continue
             pieces = [raw[i : i + size] for i in range(0, len(raw), size)]
             total = 0
             for piece in pieces:
@@ -120,7 +161,7 @@ class Bench:
                 if decoded != piece:
                     raise AssertionError("the decoded bytes differ: this is a bug in lmzip")
                 total += sum(map(len, payloads))
-            self.add(what="frames", method=METHODS[BOTH], raw=len(raw), frame=size, bytes=total)
+            self.add(key, bytes=total)
 
     def torch(self, steps: int = 40) -> None:
         """Decoding steps of 16 lanes, the network alone: PyTorch's engine and the native one."""
@@ -128,8 +169,14 @@ class Bench:
 
         from lmzip.torch_engine import TorchEngine
 
-        torch.set_num_threads(1)
         inputs = np.random.default_rng(1).integers(97, 123, (steps, 16)).astype(np.uint8)
+        keys = [
+            self.key(inputs.tobytes(), what=what, method=METHODS[NETWORK], lanes=16)
+            for what in ("native step", "torch step")
+        ]
+        if all(self.measured(key) for key in keys):
+            return
+        torch.set_num_threads(1)
         ours = _core.Engine(self.engine, 16, 1)
         theirs = TorchEngine(self.model, "cpu")
         state = theirs.start(16)
@@ -143,28 +190,26 @@ class Bench:
         expected, torch_speed = speed(lambda row: theirs.step(state, torch.from_numpy(row)))
         for a, b in zip(logits, expected, strict=True):
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-        for what, kb_s in (("native step", native_speed), ("torch step", torch_speed)):
-            self.add(
-                what=what, method="network", raw=inputs.size, lanes=16, decode_kb_s=kb_s,
-            )  # fmt: skip
+        for key, kb_s in zip(keys, (native_speed, torch_speed), strict=True):
+            self.add(key, decode_kb_s=kb_s)
 
 
-def plot(rows: list[dict[str, object]], path: Path) -> None:
+def plot(rows: list[dict[str, str]], path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "lmzip"  # the same picture from the same numbers
     from matplotlib import pyplot as plt
 
-    def series(what: str, method: str) -> list[dict[str, object]]:
+    def series(what: str, method: str) -> list[dict[str, str]]:
         return [r for r in rows if r["what"] == what and r["method"] == method]
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     for axis, what, key in ((axes[0], "lanes", "lanes"), (axes[1], "windows", "window")):
         for method in ("network", "network+mixer"):
             points = series(what, method)
-            x = [float(str(p["decode_kb_s"])) for p in points]
-            y = [8 * int(str(p["bytes"])) / int(str(p["raw"])) for p in points]
+            x = [float(p["decode_kb_s"]) for p in points]
+            y = [8 * int(p["bytes"]) / int(p["raw"]) for p in points]
             axis.plot(x, y, marker="o", label=method)
             for point, x_, y_ in zip(points, x, y, strict=True):
                 axis.annotate(f"{point[key]}", (x_, y_), textcoords="offset points", xytext=(4, 5))
@@ -172,8 +217,8 @@ def plot(rows: list[dict[str, object]], path: Path) -> None:
         axis.legend()
     points = series("frames", "network+mixer")
     axes[2].semilogx(
-        [int(str(p["frame"])) / 1024 for p in points],
-        [8 * int(str(p["bytes"])) / int(str(p["raw"])) for p in points],
+        [int(p["frame"]) / 1024 for p in points],
+        [8 * int(p["bytes"]) / int(p["raw"]) for p in points],
         base=2, marker="o",
     )  # fmt: skip
     axes[2].set(xlabel="frame, KiB", ylabel="bits per byte", title="frames (network+mixer)")
@@ -191,21 +236,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     raw = text()
-    bench = Bench(args.repeats)
-    bench.torch()
-    bench.lanes(raw[: args.size])
-    bench.windows(raw[: args.size])
-    bench.frames(raw[: args.frames_size])
-    provenance = {
-        "device": device(),
-        "commit": commit(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
-    }
-    with args.results.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*COLUMNS, *provenance])
-        writer.writeheader()
-        writer.writerows(row | provenance for row in bench.rows)
+    bench = Bench(args.results, args.repeats)
+    with bench.progress:
+        bench.torch()
+        bench.lanes(raw[: args.size])
+        bench.windows(raw[: args.size])
+        bench.frames(raw[: args.frames_size])
     if args.plot:
         plot(bench.rows, args.plot)
 

@@ -303,8 +303,8 @@ class Engine final : public MixerEngine {
     if (lane == 0) begin_step();
     if (kNetwork && lane + 1 < active_) fetch(lane + 1);
     begin_byte(lane);
+    begin_nibble<Mix>(lane, 0, coder);
     for (int i = 0; i < 8; ++i) {
-      if (i == 0) begin_nibble<Mix>(lane, 0, coder);
       begin_bit(i);
       if (!sure_ && !found_) find_buckets(lane, i);
       const uint32_t p1 = sure_ ? network_p1_ : predict<Mix>(i);
@@ -454,7 +454,7 @@ class Engine final : public MixerEngine {
   }
 
   // These, and what the network says of the nodes.  Sends for the cache lines of the second nibble
-  // and of the refinements; in a byte that the network is sure of, nothing is looked up.
+  // and of the refinements; in a nibble that the network is sure of, nothing is looked up.
   template <class Mix, class Coder>
   void begin_nibble(size_t lane, uint32_t partial, Coder& coder) {
     found_ = false;
@@ -497,8 +497,11 @@ class Engine final : public MixerEngine {
   template <class Mix>
   uint32_t predict(int i) {
     // What this bit and the next may need, travels meanwhile: the nodes of the next are neighbors.
-    if constexpr (kNetwork) apm1_.prefetch(opinions(i));
-    if constexpr (!kNetwork) apm1_.prefetch_two(nibble_.likely + 2 * node_);
+    if constexpr (kNetwork) {
+      apm1_.prefetch(opinions(i));
+    } else {
+      apm1_.prefetch_two(nibble_.likely + 2 * node_);
+    }
     apm2_.prefetch_two(nibble_.pair + 2 * node_);
     look_up_slots(i);
     if constexpr (kNetwork) {
@@ -514,12 +517,7 @@ class Engine final : public MixerEngine {
     for (size_t s = 0; kAblation && s < kSets; ++s) outputs_[s] = set_off_[s] ? 0 : outputs_[s];
     mixed_ = Mix::mix(outputs_, final_);
     const auto mixed = static_cast<uint32_t>(squash(mixed_));
-    uint32_t a;
-    if constexpr (kNetwork) {
-      a = apm1_.refine(mixed_, opinions(i));
-    } else {
-      a = apm1_.refine(mixed_, nibble_.likely + node_);
-    }
+    const uint32_t a = apm1_.refine(mixed_, kNetwork ? opinions(i) : nibble_.likely + node_);
     const uint32_t b = apm2_.refine(mixed_, nibble_.pair + node_);
     const uint32_t p1 = kAblation && apm_off_ ? mixed : (2 * mixed + a + b + 2) >> 2;
     return std::clamp(p1, 1u, uint32_t{kProbOne - 1});

@@ -148,6 +148,7 @@ class Engine final : public MixerEngine {
   static_assert(!kNetwork || kHistories < 16);
   static constexpr int kMinMatch = 5, kMinLongMatch = 20;
   static constexpr uint32_t kNibbles = 17;
+  static constexpr uint32_t kColumns = 128;
   static constexpr int kHashedBits = 16;  // of the contexts of hashed refinements
 
  public:
@@ -376,7 +377,10 @@ class Engine final : public MixerEngine {
     if constexpr (kNetwork) {
       const Selectors select = selectors(lane);
       const NibblePlaces places = nibble_places(select, 0);
-      for (size_t node = 1; node < 4; ++node) apm2_.prefetch(places.pair + node);
+      for (size_t node = 1; node < 4; ++node) {
+        apm2_.prefetch(places.pair + node);
+        apm3_.prefetch(places.column + node);
+      }
       const Recent& recent = recent_[lane];
       first_[2].prefetch(select.c1 * kLevels + recent.trouble_level());
       first_[3].prefetch(select.kind * kLevels + recent.gain_level());
@@ -391,19 +395,20 @@ class Engine final : public MixerEngine {
 
   // What of a lane's past selects weights and refinements: docs/mixer.md.
   struct Selectors {
-    uint32_t c1, order2, likely, kind;
+    uint32_t c1, order2, likely, kind, column;
   };
   Selectors selectors(size_t lane) const {
     const Lane& state = lanes_[lane];
     const uint32_t c1 = state.byte_back(1), c2 = state.byte_back(2);
+    const uint32_t column = std::min(state.column(), kColumns - 1);
     if constexpr (Profile::kSamples) {
       const uint32_t likely = samples_[lane].guess(), kind = samples_[lane].activity();
-      return {c1, likely | kind << 8, likely, kind};
+      return {c1, likely | kind << 8, likely, kind, column};
     } else if constexpr (Profile::kCode) {
       const uint32_t kind = state.x86().kind();
-      return {c1, c1 | c2 << 8, kind, kind};
+      return {c1, c1 | c2 << 8, kind, kind, column};
     } else {
-      return {c1, c1 | c2 << 8, c1, kByteClass[c1] * 16u + kByteClass[c2]};
+      return {c1, c1 | c2 << 8, c1, kByteClass[c1] * 16u + kByteClass[c2], column};
     }
   }
 
@@ -441,7 +446,7 @@ class Engine final : public MixerEngine {
 
   // The refinements' contexts at node 0 of a nibble.
   struct NibblePlaces {
-    size_t likely, pair;
+    size_t likely, pair, column;
   };
   static NibblePlaces nibble_places(const Selectors& select, uint32_t partial) {
     const auto beside = [&](uint32_t byte) -> size_t {
@@ -450,7 +455,7 @@ class Engine final : public MixerEngine {
     const auto hashed = [&](uint32_t x) -> size_t {
       return hash_of(x, partial) >> (32 - kHashedBits + 4) << 4;
     };
-    return {beside(select.likely), hashed(select.order2)};
+    return {beside(select.likely), hashed(select.order2), beside(select.column)};
   }
 
   // These, and what the network says of the nodes.  Sends for the cache lines of the second nibble
@@ -462,6 +467,7 @@ class Engine final : public MixerEngine {
     if constexpr (kNetwork) {
       nodes_ = coder.template nodes<Mix>(partial);
       if (likely_sure()) return;
+      apm3_.prefetch(nibble_.column + 1);
     } else {
       apm1_.prefetch(nibble_.likely + 1);
     }
@@ -499,6 +505,7 @@ class Engine final : public MixerEngine {
     // What this bit and the next may need, travels meanwhile: the nodes of the next are neighbors.
     if constexpr (kNetwork) {
       apm1_.prefetch(opinions(i));
+      apm3_.prefetch_two(nibble_.column + 2 * node_);
     } else {
       apm1_.prefetch_two(nibble_.likely + 2 * node_);
     }
@@ -519,7 +526,8 @@ class Engine final : public MixerEngine {
     const auto mixed = static_cast<uint32_t>(squash(mixed_));
     const uint32_t a = apm1_.refine(mixed_, kNetwork ? opinions(i) : nibble_.likely + node_);
     const uint32_t b = apm2_.refine(mixed_, nibble_.pair + node_);
-    const uint32_t p1 = kAblation && apm_off_ ? mixed : (2 * mixed + a + b + 2) >> 2;
+    const uint32_t c = kNetwork ? apm3_.refine(mixed_, nibble_.column + node_) : mixed;
+    const uint32_t p1 = kAblation && apm_off_ ? mixed : (mixed + a + b + c + 2) >> 2;
     return std::clamp(p1, 1u, uint32_t{kProbOne - 1});
   }
 
@@ -566,6 +574,7 @@ class Engine final : public MixerEngine {
     learn_weights<Mix>(bit << kProbBits);
     apm1_.update(bit, kApmLimit);
     apm2_.update(bit, kApmLimit);
+    if constexpr (kNetwork) apm3_.update(bit, kApmLimit);
   }
 
   template <class Mix>
@@ -621,6 +630,7 @@ class Engine final : public MixerEngine {
   WeightSets<int32_t, kMaxSets> final_sets_;
   Apm apm1_{kNetwork ? 16 * 256 : 256 * kNibbles * 16};
   Apm apm2_{1 << kHashedBits};
+  Apm apm3_{kNetwork ? kColumns * kNibbles * 16 : 1};
   uint32_t coded_ = 0;
   int rate_ = kRate + kExtraRate;
   size_t variant_ = 0;

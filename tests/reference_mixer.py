@@ -662,7 +662,7 @@ class Mixer:
         self.padding = inputs - used
         self.sets = [Weights(initial) for _ in range(4)]
         self.final = Weights([65536 // 4] * 4)
-        self.a, self.b = (Refinement(255 if network else 127) for _ in range(2))
+        self.a, self.b, self.c = (Refinement(255 if network else 127) for _ in range(3))
         self.caution = [0] * lanes
         self.trouble, self.gain = [0] * lanes, [0] * lanes
         self.variant = self.coded = 0
@@ -743,6 +743,7 @@ class Mixer:
             return 16 * (hash_of(x, nibble) >> 20) + node
 
         self.at_likely, self.at_pair = beside(self.likely), hashed(order2)
+        self.at_column = beside(min(lane.pos - lane.line, 127))
         self.match_cells = [m.look(index, partial, i) for m in self.matchers]
         self.sure = False
         if self.network:
@@ -790,7 +791,10 @@ class Mixer:
             said = 128 + (self.z > 0) if match.bit is None else 2 * trust + match.bit
             at = abs(self.z) // 192 * 256 + said
         a, b = self.a.refine(self.mixed, at), self.b.refine(self.mixed, self.at_pair)
-        return clamp((2 * squash(self.mixed) + a + b + 2) >> 2, 1, ONE - 1)
+        c = squash(self.mixed)
+        if self.network:
+            c = self.c.refine(self.mixed, self.at_column)
+        return clamp((squash(self.mixed) + a + b + c + 2) >> 2, 1, ONE - 1)
 
     # Section 9.
 
@@ -806,6 +810,8 @@ class Mixer:
         train_final(self.dots, self.v, ((ONE * bit - squash(self.mixed)) * rate) >> 10)
         self.a.learn(bit)
         self.b.learn(bit)
+        if self.network:
+            self.c.learn(bit)
 
 
 def _lockstep(n: int, lanes: int) -> list[tuple[int, int]]:

@@ -118,10 +118,9 @@ def network_weights(raw: bytes) -> NDArray[np.uint32]:
     exact = _core.ExactModel(model.tensors, model.architecture.to_json())
     engine = _core.Engine(exact, LANES)
     logits = engine.prefill(inputs).reshape(-1, 256)[: len(raw)]
-    distance = logits.max(1, keepdims=True) - logits
-    weights: NDArray[np.uint32] = _core.exp2_table()[distance & 1023] >> np.minimum(
-        distance >> 10, 31
-    )
+    distance = (logits.max(1, keepdims=True) - logits).astype(np.uint32)
+    weights = _core.exp2_table()[distance & 1023] >> np.minimum(distance >> 10, 31)
+    assert weights.dtype == np.uint32
     return weights
 
 

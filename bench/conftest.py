@@ -46,6 +46,16 @@ def commit() -> str:
     return head.stdout.strip() + ("+" if dirty else "")
 
 
+def provenance() -> dict[str, object]:
+    """Where a row of results comes from."""
+    return {
+        "device": device(),
+        "commit": commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": " ".join(["python", *sys.argv]),
+    }
+
+
 @pytest.fixture
 def record(benchmark, request):
     """record(library, operation, message, coded bytes, overhead), after the benchmark ran."""
@@ -67,9 +77,7 @@ def record(benchmark, request):
                 "gb_per_s": f"{message.probs.nbytes / stats.median / 1e9:.2f}",
                 "bytes": size,
                 "overhead_percent": f"{100 * overhead:.4f}",
-                "device": device(),
-                "commit": commit(),
-                "date": datetime.now(UTC).date().isoformat(),
+                **provenance(),
                 "command": "pytest " + " ".join(request.config.invocation_params.args),
             }
         )

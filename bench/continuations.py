@@ -7,17 +7,15 @@ so the pictures can be made anew without drawing again.
 import csv
 import hashlib
 import io
-import sys
 import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from conftest import commit, device
+from conftest import provenance
 from lmzip import baselines, generate
 from lmzip.output import AtomicFile
 from lmzip.progress import Progress
@@ -58,13 +56,8 @@ class Continuations:
         found = next((r for r in self.rows if {k: r[k] for k in self.KEY} == key), None)
         if found is None:
             drawn = _draw(name, prompt, count, temperature, seed)
-            found = key | {
-                "continuation": drawn.hex(),
-                "device": device(),
-                "commit": commit(),
-                "date": datetime.now(UTC).date().isoformat(),
-                "command": " ".join(["python", *sys.argv]),
-            }
+            found = key | {"continuation": drawn.hex()}
+            found |= {name: str(value) for name, value in provenance().items()}
             self.rows.append(found)
             self._write()
         return Continuation(compressor.name, bytes.fromhex(found["continuation"]))

@@ -15,15 +15,13 @@ import hashlib
 import lzma
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from conftest import commit, device
+from conftest import provenance
 from lmzip import _core, models
 from lmzip.model_file import ExactModel, load
 from lmzip.progress import Progress
@@ -85,13 +83,8 @@ class Bench:
         self.progress.update(self.done, 0, 0)
 
     def add(self, row: dict[str, str], **columns: object) -> None:
-        provenance = {
-            "device": device(),
-            "commit": commit(),
-            "date": datetime.now(UTC).date().isoformat(),
-            "command": " ".join(["python", *sys.argv]),
-        }
-        self.rows.append(row | {n: str(value) for n, value in (columns | provenance).items()})
+        columns |= provenance()
+        self.rows.append(row | {name: str(value) for name, value in columns.items()})
         with self.results.open("w", newline="") as file:
             writer = csv.DictWriter(file, [*COLUMNS, *PROVENANCE])
             writer.writeheader()

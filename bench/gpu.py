@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 
 import gpu_tokens
@@ -143,18 +142,15 @@ class Bench:
         import torch
 
         sys.path += [str(ROOT / "bench"), str(ROOT / "tests")]
-        from conftest import commit
+        from conftest import provenance
 
         self.args, self.torch = args, torch
         self.on_cpu = args.device == "cpu"  # tiny sizes, in Triton's interpreter
         self.device = torch.device(args.device)
         self.end = time.monotonic() + args.minutes * 60
         where = "interpreter" if self.on_cpu else torch.cuda.get_device_name()
-        self.provenance = {
-            "device": f"{where}, {os.cpu_count()} cores, torch {torch.__version__}",
-            "commit": commit(),
-            "date": datetime.now(UTC).date().isoformat(),
-            "command": " ".join(["python", *sys.argv]),
+        self.provenance = provenance() | {
+            "device": f"{where}, {os.cpu_count()} cores, torch {torch.__version__}"
         }
         self.file = args.results.open("w", newline="")
         self.writer = csv.DictWriter(self.file, COLUMNS)

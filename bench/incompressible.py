@@ -12,16 +12,14 @@ import csv
 import io
 import lzma
 import random
-import sys
 import zipfile
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 from PIL import Image
 
-from conftest import commit, device
-from whole import ENWIK8, measure, text
+from conftest import provenance
+from whole import ENWIK8, Runs, text
 
 OPEN = ENWIK8.parent
 
@@ -65,18 +63,14 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", default=["default", "fast"])
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    provenance = {
-        "device": device(),
-        "commit": commit(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
-    }
     rows = []
     for name, raw, incompressible in inputs(args.size):
         for preset in args.presets:
-            row = measure(raw, "", args.threads, ["--preset", preset], 1)
+            way = Runs(raw, "", args.threads, ["--preset", preset])
+            way.run()
+            row = way.row()
             rest = int(str(row["bytes"])) - incompressible
-            rows.append({"input": name, "rest": rest} | row | provenance)
+            rows.append({"input": name, "rest": rest} | row | provenance())
             speeds = [float(str(row[f"{what}_kb_s"])) / 1000 for what in ("encode", "decode")]
             print(name, preset, row["bytes"], "rest", rest, *map("{:.1f} MB/s".format, speeds))
     with args.results.open("w", newline="") as file:

@@ -25,14 +25,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from conftest import commit, device
-from lmzip import _core, models
+from conftest import provenance
+from lmzip import _core, coder_torch, models
 from lmzip.corpus import read_mix
 from lmzip.model_file import load
 
@@ -118,10 +118,8 @@ def network_weights(raw: bytes) -> NDArray[np.uint32]:
     exact = _core.ExactModel(model.tensors, model.architecture.to_json())
     engine = _core.Engine(exact, LANES)
     logits = engine.prefill(inputs).reshape(-1, 256)[: len(raw)]
-    distance = (logits.max(1, keepdims=True) - logits).astype(np.uint32)
-    weights = _core.exp2_table()[distance & 1023] >> np.minimum(distance >> 10, 31)
-    assert weights.dtype == np.uint32
-    return weights
+    weights, _ = coder_torch.weights("logits", torch.from_numpy(logits))
+    return weights.numpy().view(np.uint32)
 
 
 class Bench:
@@ -217,7 +215,6 @@ def measure(name: str, rounds: int) -> list[dict[str, object]]:
             if group.network:
                 network_weights(raw).tofile(f"{files[-1]}.w")
         switched, benches = compile_benches(folder, group)
-        names = contexts(group.profile)
         times: dict[str | None, list[float]] = {without: [] for without in benches}
         sizes: dict[str | None, list[int]] = {}
         for number in range(rounds):
@@ -226,32 +223,20 @@ def measure(name: str, rounds: int) -> list[dict[str, object]]:
                 times[without].append(time)
             print(f"{name}: round {number + 1} of {rounds}", file=sys.stderr)
         off = {part: switched.run(files, part)[0] for part in group.parts}
-    whole, whole_time = sizes.pop(None), statistics.median(times.pop(None))
-    rows: list[dict[str, object]] = [
-        {"group": name, "without": "nothing", "bytes": sum(whole), "us_a_byte": f"{whole_time:.3f}"}
-    ]
-    for without in names:
-        ratios = [t / w for t, w in zip(sizes[without], whole, strict=True)]
-        rows.append(
-            {
-                "group": name,
-                "without": without.lower(),
-                "bytes": sum(sizes[without]),
-                "more_percent": f"{100 * statistics.fmean(map(math.log, ratios)):.2f}",
-                "us_a_byte": f"{statistics.median(times[without]):.3f}",
-            }
-        )
-    for part, bytes_ in off.items():
-        ratios = [t / w for t, w in zip(bytes_, whole, strict=True)]
-        rows.append(
-            {
-                "group": name,
-                "without": part,
-                "bytes": sum(bytes_),
-                "more_percent": f"{100 * statistics.fmean(map(math.log, ratios)):.2f}",
-            }
-        )
-    return rows
+
+    def row(without: str, made: list[int], taken: list[float] | None = None) -> dict[str, object]:
+        ratios = [some / all_ for some, all_ in zip(made, whole, strict=True)]
+        return {
+            "group": name,
+            "without": without.lower(),
+            "bytes": sum(made),
+            "more_percent": f"{100 * statistics.fmean(map(math.log, ratios)):.2f}",
+            "us_a_byte": f"{statistics.median(taken):.3f}" if taken else "",
+        }
+
+    whole = sizes[None]
+    rows = [row(without or "nothing", sizes[without], times[without]) for without in benches]
+    return rows + [row(part, made) for part, made in off.items()]
 
 
 COLUMNS = ["group", "without", "bytes", "more_percent", "us_a_byte"]
@@ -292,20 +277,14 @@ def main() -> None:
     if args.table:
         print_table(args.results)
         return
-    provenance = {
-        "rounds": args.rounds,
-        "device": device(),
-        "commit": commit(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
-    }
     new = not args.results.exists()
     with args.results.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS + PROVENANCE)
         if new:
             writer.writeheader()
         for name in args.groups:
-            writer.writerows(row | provenance for row in measure(name, args.rounds))
+            where = {"rounds": args.rounds} | provenance()
+            writer.writerows(row | where for row in measure(name, args.rounds))
             file.flush()
 
 

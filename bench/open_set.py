@@ -24,12 +24,11 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import lmzip
-from conftest import commit, device
+from conftest import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 OPEN = Path(os.environ.get("LMZIP_DATA", ROOT.parent / "shared" / "data")) / "open"
@@ -167,13 +166,6 @@ def main() -> None:
         for name, commands in TOOLS.items()
         if args.tools and shutil.which(commands[0].split()[0])
     }
-    provenance = {
-        "threads": args.threads,
-        "commit": commit(),
-        "device": device(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
-    }
     with args.results.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS + PROVENANCE)
         if not rows:
@@ -190,7 +182,7 @@ def main() -> None:
                     for _ in range(args.repeats)
                 )
                 row = {"file": name, "raw": len(raw), "codec": codec, **measured}
-                writer.writerow(row | provenance)
+                writer.writerow(row | {"threads": args.threads} | provenance())
                 file.flush()
                 seconds = time.perf_counter() - start
                 print(f"{name:50} {codec:14} {row['bytes']:>9}  {seconds:.1f} s", file=sys.stderr)

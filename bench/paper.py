@@ -23,7 +23,6 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from functools import cache
 from itertools import cycle
 from pathlib import Path
@@ -33,7 +32,7 @@ import numpy as np
 
 import continuations
 import open_set
-from conftest import commit, device
+from conftest import provenance
 from continuations import Continuations
 from lmzip import baselines, models
 from lmzip.baselines import Compressor
@@ -102,13 +101,9 @@ def sets(args: argparse.Namespace) -> Iterator[Data]:
 
 
 def results(args: argparse.Namespace, name: str, **more: Any) -> Results:
-    provenance = {
-        "device": device(),
-        "commit": commit(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python bench/paper.py", *(Path(a).name for a in sys.argv[1:])]),
-    }
-    return Results(args.results / f"paper_{name}.csv", more | provenance)
+    words = ["python bench/paper.py", *(Path(a).name for a in sys.argv[1:])]
+    more |= provenance() | {"command": " ".join(words)}
+    return Results(args.results / f"paper_{name}.csv", more)
 
 
 def row(table: Results, data: Data, name: str, chunk: int) -> dict[str, Any]:

@@ -14,10 +14,9 @@ import json
 import lzma
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
-from conftest import commit, device
+from conftest import provenance
 from lmzip import models
 from lmzip.codec import TOKEN_PROFILE, CodecRequest, ThreadShare
 from lmzip.container import METHOD_TOKENS
@@ -150,12 +149,6 @@ def main() -> None:
     parser.add_argument("--pytorch", type=Path, metavar="FILE.gguf", help="measure this, too")
     parser.add_argument("--results", type=Path, required=True)
     args = parser.parse_args()
-    provenance = {
-        "device": device(),
-        "commit": commit(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": "python bench/pretrained.py",
-    }
     model = models.find(args.model)
     for name in args.only:
         raw = read(args.data, name)
@@ -165,7 +158,7 @@ def main() -> None:
                 batches = (lanes, 1)
                 rows += [measure_pytorch(args.pytorch, raw, n, args.threads) for n in batches]
             for row in rows:
-                add_row(args.results, {"text": name} | row | provenance)
+                add_row(args.results, {"text": name} | row | provenance())
 
 
 def add_row(path: Path, row: dict[str, object]) -> None:

@@ -15,10 +15,9 @@ import statistics
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
-from conftest import commit, device
+from conftest import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 ENWIK8 = Path(os.environ.get("LMZIP_DATA", ROOT.parent / "shared" / "data")) / "open" / "enwik8.xz"
@@ -111,16 +110,12 @@ def main() -> None:
             way.run()
             print(way.row(), file=sys.stderr, flush=True)
     rows = [way.row() for way in ways]
-    provenance = {
-        "device": f"{device()}, {os.cpu_count()} cores",
-        "commit": commit(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
-    }
+    where = provenance()
+    where["device"] = f"{where['device']}, {os.cpu_count()} cores"
     with args.results.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *provenance])
+        writer = csv.DictWriter(file, [*rows[0], *where])
         writer.writeheader()
-        writer.writerows(row | provenance for row in rows)
+        writer.writerows(row | where for row in rows)
 
 
 if __name__ == "__main__":

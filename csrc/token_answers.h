@@ -9,6 +9,7 @@
 //
 // lmzip.token_answers is the same in Python; 32-bit words in this order.
 #pragma once
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -28,6 +29,15 @@ struct RowQuestion {
   uint32_t target;  // the token whose interval among the rest is asked for, or kNoToken
   std::array<uint32_t, Recall::kMost> recalled;  // tokens; unused places have kNoToken
 };
+
+// Recalled are token_of() each of `found`, kMost at most.
+template <typename Found, typename TokenOf>
+RowQuestion make_question(uint32_t input, uint32_t target, const Found& found, TokenOf token_of) {
+  RowQuestion question{input, target, {}};
+  std::fill(std::transform(found.begin(), found.end(), question.recalled.begin(), token_of),
+            question.recalled.end(), kNoToken);
+  return question;
+}
 
 struct RowAnswer {
   struct Likely {

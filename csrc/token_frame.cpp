@@ -103,11 +103,8 @@ void TokenFrameEncoder::predict(size_t lane, size_t t, int32_t* logits,
 }
 
 RowQuestion TokenFrameEncoder::question(size_t lane, size_t t) const {
-  const std::vector<uint32_t>& packed = records_[lane][t].packed;
-  RowQuestion question{input(lane, t), token_of(lanes_[lane][t]), {}};
-  question.recalled.fill(kNoToken);
-  std::transform(packed.begin(), packed.end(), question.recalled.begin(), packed_token);
-  return question;
+  return make_question(input(lane, t), token_of(lanes_[lane][t]), records_[lane][t].packed,
+                       packed_token);
 }
 
 void TokenFrameEncoder::predict(size_t lane, size_t t, const RowAnswer& answer) {
@@ -207,11 +204,8 @@ uint32_t TokenFrameDecoder::decode(size_t lane, int32_t* logits, Distribution& d
 RowQuestion TokenFrameDecoder::question(size_t lane) {
   std::vector<Candidate>& found = steps_[lane].choice.candidates;
   recall_.look_up(lane, found);
-  RowQuestion question{steps_[lane].token, kNoToken, {}};
-  question.recalled.fill(kNoToken);
-  std::transform(found.begin(), found.end(), question.recalled.begin(),
-                 [](const Candidate& c) { return c.token; });
-  return question;
+  return make_question(steps_[lane].token, kNoToken, found,
+                       [](const Candidate& c) { return c.token; });
 }
 
 std::optional<uint32_t> TokenFrameDecoder::choose(size_t lane, const RowAnswer& answer) {

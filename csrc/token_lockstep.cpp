@@ -2,6 +2,8 @@
 #include "token_lockstep.h"
 
 #include <algorithm>
+#include <array>
+#include <functional>
 #include <stdexcept>
 #include <string>
 
@@ -12,9 +14,7 @@ constexpr size_t kCheckEvery = 64;  // steps between looks for payloads that hav
 
 // What is asked of a lane that has ended.
 RowQuestion no_question(const LlamaModel& model) {
-  RowQuestion question{model.arch().start, kNoToken, {}};
-  question.recalled.fill(kNoToken);
-  return question;
+  return make_question(model.arch().start, kNoToken, std::array<uint32_t, 0>{}, std::identity{});
 }
 
 }  // namespace

@@ -222,6 +222,13 @@ def project_heads(
 
 
 @triton.jit
+def _add_residual(at, y, inside):
+    """Float y, rounded, onto the residual stream at the pointers."""
+    x = tl.load(at, mask=inside, other=0) + rint(y, -RESIDUAL_MAX, RESIDUAL_MAX)
+    tl.store(at, tl.minimum(tl.maximum(x, -RESIDUAL_MAX), RESIDUAL_MAX), mask=inside)
+
+
+@triton.jit
 def add_product(
     q_ptr, plane, factor_ptr, weight_ptr, scale_ptr,
     x_ptr,  # (rows, N) int32, changed
@@ -234,8 +241,7 @@ def add_product(
     factor = tl.load(factor_ptr + row)
     y = (acc.to(tl.float32) * factor[:, None]) * tl.load(scale_ptr + column)[None, :]
     at = x_ptr + row[:, None].to(tl.int64) * N + column[None, :]
-    x = tl.load(at, mask=inside, other=0) + rint(y, -RESIDUAL_MAX, RESIDUAL_MAX)
-    tl.store(at, tl.minimum(tl.maximum(x, -RESIDUAL_MAX), RESIDUAL_MAX), mask=inside)
+    _add_residual(at, y, inside)
 
 
 @triton.jit
@@ -291,8 +297,7 @@ def add_post_norm(
     root = tl.sqrt_rn(tl.div_rn(tl.full((ROWS,), D, tl.float32), divisor))
     gain = tl.load(gain_ptr + channel, mask=channel < D, other=0.0)
     y = (u.to(tl.float32) * (root * RESIDUAL)[:, None]) * gain[None, :]
-    x = tl.load(x_ptr + at, mask=inside, other=0) + rint(y, -RESIDUAL_MAX, RESIDUAL_MAX)
-    tl.store(x_ptr + at, tl.minimum(tl.maximum(x, -RESIDUAL_MAX), RESIDUAL_MAX), mask=inside)
+    _add_residual(x_ptr + at, y, inside)
 
 
 @triton.jit

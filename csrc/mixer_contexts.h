@@ -20,8 +20,7 @@ enum class Context : uint32_t {
   kWordPair,
   kWordSkip,
   kKey,
-  kField,
-  kAfterPair,
+  kAfterPair = 10,  // the number is in the hash
   kSparse2,
   kSparse3,
   kSparse4,
@@ -69,8 +68,6 @@ uint32_t context_hash(const Lane& lane, const SharedPast& past, const Match& mat
       return hash_of(lane.word() + c1, lane.word_back(2), kSeed);
     case Context::kKey:
       return hash_of(lane.key(), lane.word() + c1, kSeed);
-    case Context::kField:
-      return hash_of(lane.field() << 16 | lane.above(past), c1, kSeed);
     case Context::kAfterPair:
       return hash_of(past.after_pair[lane.recent() & 0xffff], c1, kSeed);
     case Context::kSparse2:
@@ -153,8 +150,8 @@ struct StrongProfile {
   static constexpr bool kSamples = false;
   static constexpr bool kCode = false;
   static constexpr Context kContexts[] = {
-      Context::kOrder3,   Context::kOrder6,    Context::kWord,      Context::kWordPair,
-      Context::kWordSkip, Context::kKey,       Context::kAfterPair, Context::kField,
+      Context::kOrder3,   Context::kOrder6,    Context::kWord,
+      Context::kWordPair, Context::kWordSkip,  Context::kKey,
       Context::kShape,    Context::kCellAbove, Context::kExpected,
   };
 };

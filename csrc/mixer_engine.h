@@ -126,7 +126,8 @@ class Engine final : public MixerEngine {
   static_assert(Profile::kContexts[kContexts - 1] == Context::kExpected);
   static constexpr size_t kHashes =
       kContexts + (Profile::kSamples ? SamplePredictor::kContexts : 0);
-  static constexpr size_t kHistories = kHashes + 1;  // the last is order 0
+  static constexpr bool kOrder0 = !kNetwork;               // the network knows it better
+  static constexpr size_t kHistories = kHashes + kOrder0;  // the last is order 0
   // The slots of the mixer, whose cells learn: histories and the two matches.
   static constexpr size_t kMatchSlot = kHistories, kLongMatchSlot = kHistories + 1;
   static constexpr size_t kSlots = kHistories + 2;
@@ -136,7 +137,7 @@ class Engine final : public MixerEngine {
 
   // Learning rates, in 1/16: of the first layer it starts at the sum and falls to kRate.
   static constexpr int kRate = kNetwork ? 18 : 14;
-  static constexpr int kExtraRate = 24;
+  static constexpr int kExtraRate = kNetwork ? 40 : 24;
   static constexpr uint32_t kExtraRateBytes = 16384;  // where half of the extra is gone
   static constexpr int kFinalRate = kNetwork ? 5 : 6;
   static constexpr int kSure = 1536;  // 6 nats: 1 in 404
@@ -272,7 +273,7 @@ class Engine final : public MixerEngine {
                                               "sample8", "sample9"};
       off_[i] = ablated(kSampleNames[i - kContexts]);
     }
-    off_[kHashes] = ablated("order0");
+    if (kOrder0) off_[kHashes] = ablated("order0");
     constexpr const char* kSetNames[] = {"set-match", "set-partial", "set-byte", "set-classes"};
     for (size_t s = 0; s < kSets; ++s) set_off_[s] = ablated(kSetNames[s]);
     match_off_ = ablated("match");
@@ -433,7 +434,7 @@ class Engine final : public MixerEngine {
     const uint32_t partial = i < 4 ? 0 : partial_ >> (i - 4);
     for (size_t slot = 0; slot < kHashes; ++slot)
       buckets_[slot] = table_.find(nibble_hash(hashes_[lane][slot], partial));
-    buckets_[kHashes] = order0_.data() + 16 * nibble_number(partial);
+    if constexpr (kOrder0) buckets_[kHashes] = order0_.data() + 16 * nibble_number(partial);
     found_ = true;
     if (node_ == 1) return;
     // A bucket is kept by its history at node 1, which must not wait for bits that are not sure.

@@ -67,7 +67,7 @@ class Lane {
  public:
   // is_code: whether x86 instructions are followed.
   Lane(uint32_t begin, uint32_t end, bool is_code = false)
-      : begin_(begin), end_(end), pos_(begin), line_(begin), above_(begin), is_code_(is_code) {
+      : begin_(begin), end_(end), pos_(begin), line_(begin), is_code_(is_code) {
     cells_[0] = begin;
   }
 
@@ -96,7 +96,6 @@ class Lane {
   uint32_t word() const { return word_; }
   uint32_t word_back(int n) const { return words_[static_cast<size_t>(n - 1)]; }
   uint32_t column() const { return pos_ - line_; }
-  uint32_t field() const { return field_; }
   uint32_t key() const { return key_; }
   uint32_t shape() const { return shape_; }
   uint32_t cell() const { return cell_; }
@@ -104,10 +103,6 @@ class Lane {
 
   const X86Decoder& x86() const { return x86_; }
 
-  // The byte above in the previous line of this lane, 0 without one.
-  uint32_t above(const SharedPast& past) const {
-    return above_ + column() < line_ ? past.bytes[above_ + column()] : 0;
-  }
   // The byte in the same place of the same cell of the line above: 0 without such a cell, 1 behind
   // its end.
   uint32_t cell_above(const SharedPast& past) const {
@@ -142,11 +137,7 @@ class Lane {
 
   void follow_lines(uint8_t byte) {
     if (byte == '\n') {
-      above_ = line_;
       line_ = pos_;
-      field_ = 0;
-    } else if (byte == ',' || byte == ';' || byte == '\t' || byte == '|') {
-      ++field_;
     }
     if (byte == ':' || byte == '=' || byte == '>') key_ = words_[0];
   }
@@ -186,11 +177,10 @@ class Lane {
   uint64_t recent_ = 0;  // the last eight bytes, the newest lowest
   uint32_t word_ = 0;    // hash of the letters of the current word, 0 between words
   std::array<uint32_t, 3> words_{};
-  uint32_t line_, above_;  // where this line and the one before it begin
-  uint32_t field_ = 0;     // separators since the line began
-  uint32_t key_ = 0;       // the word before the last ':', '=' or '>'
-  uint32_t shape_ = 0;     // the kinds of the last eight bytes, four bits each
-  uint32_t cell_ = 0;      // number of the cell in its line
+  uint32_t line_;       // where this line begins
+  uint32_t key_ = 0;    // the word before the last ':', '=' or '>'
+  uint32_t shape_ = 0;  // the kinds of the last eight bytes, four bits each
+  uint32_t cell_ = 0;   // number of the cell in its line
   uint32_t above_count_ = 0;
   std::array<uint32_t, kMaxCells> cells_{}, above_cells_{};  // where they begin
   std::array<uint32_t, 256> last_seen_{}, last_distance_{};

@@ -18,7 +18,7 @@ FINAL_WEIGHT_MAX = 524287
 PROFILES = {
     "text": [0, 1, 2, 3, 4, 5, 6, 10, 19, 18, 17],
     "binary": [0, 1, 2, 3, 4, 11, 12, 14, 13, 15, 16, 17],
-    "strong": [2, 4, 5, 6, 7, 8, 10, 9, 19, 18, 17],
+    "strong": [2, 4, 5, 6, 7, 8, 19, 18, 17],
     "sample": [1, 2, 17],
     "code": [0, 1, 2, 3, 12, 14, 13, 16, 20, 21, 22, 23, 24, 25, 26, 17],
 }
@@ -182,9 +182,9 @@ class Past:
 
 class Lane:
     def __init__(self, begin: int, end: int, past: Past) -> None:
-        self.begin = self.pos = self.line = self.above_line = begin
+        self.begin = self.pos = self.line = begin
         self.end, self.past = end, past
-        self.word = self.field = self.key = 0
+        self.word = self.key = 0
         self.words = [0, 0, 0]
         self.last, self.distance = [0] * 256, [0] * 256
         self.cells, self.cells_above = [begin], list[int]()
@@ -230,9 +230,7 @@ class Lane:
             self.words = [self.word, *self.words[:2]]
             self.word = 0
         if b == 10:
-            self.above_line, self.line, self.field = self.line, self.pos, 0
-        elif b in b",;\t|":
-            self.field += 1
+            self.line = self.pos
         if b in b":=>":
             self.key = self.words[0]
         if b == 10:
@@ -248,10 +246,6 @@ class Lane:
         at = self.cells_above[i] + self.pos - self.cells[i]
         end = self.cells_above[i + 1] if i + 1 < len(self.cells_above) else self.line
         return self.past.bytes[at] if at < end else 1
-
-    def above(self) -> int:
-        at = self.above_line + self.pos - self.line
-        return self.past.bytes[at] if at < self.line else 0
 
     def record(self) -> int:
         period = self.past.period
@@ -519,7 +513,6 @@ def context(number: int, lane: Lane, match: Match) -> int:
         6: lambda: hash_of(prefix, word1, s),
         7: lambda: hash_of(prefix, word2, s),
         8: lambda: hash_of(lane.key, prefix, s),
-        9: lambda: hash_of(lane.field << 16 & U32 | lane.above(), c1, s),
         10: lambda: hash_of(past.after2[c2 * 256 + c1], c1, s),
         11: lambda: hash_of(c2, 0, s),
         12: lambda: hash_of(c3, 0, s),
@@ -649,8 +642,8 @@ class Mixer:
         self.stride = max(1, -(-n // lanes))
         self.past = Past(n, self.stride, lanes)
         self.table = HistoryTable(log2_memory)
-        self.order0 = [[0] * 16 for _ in range(17)]
-        slots = len(self.contexts) + (10 if self.sampled else 0) + 1
+        self.order0 = None if network else [[0] * 16 for _ in range(17)]
+        slots = len(self.contexts) + (10 if self.sampled else 0) + (not network)
         self.maps = [history_map() for _ in range(slots)]
         self.matchers = [Matcher(5, self.past), Matcher(20, self.past)]
         used = 2 * (slots + 3)
@@ -687,7 +680,8 @@ class Mixer:
         hashes = self.hashes[index]
         expected_at = len(self.contexts) - 1
         hashes[expected_at] = context(EXPECTED, lane, self.matchers[0].lanes[index])
-        self.rate = (18 if self.network else 14) + 24 * 16384 // (16384 + self.coded)
+        rate, extra = (18, 40) if self.network else (14, 24)
+        self.rate = rate + extra * 16384 // (16384 + self.coded)
         partial, node = 1, 1
         buckets: list[list[int]] = []
         for i in range(8):
@@ -721,7 +715,7 @@ class Mixer:
 
     def find_buckets(self, hashes: list[int], q: int) -> list[list[int]]:
         found = [self.table.find(h, q) for h in hashes]
-        return [*found, self.order0[0 if q == 0 else q - 15]]
+        return found if self.order0 is None else [*found, self.order0[0 if q == 0 else q - 15]]
 
     def begin_bit(self, index: int, weights: Any, partial: int, i: int) -> None:
         lane = self.past.lanes[index]

@@ -43,59 +43,7 @@ void check(const Architecture& a) {
   }
 }
 
-template <typename T>
-constexpr const char* kDtype = nullptr;
-template <>
-constexpr const char* kDtype<int8_t> = "int8";
-template <>
-constexpr const char* kDtype<int16_t> = "int16";
-template <>
-constexpr const char* kDtype<int32_t> = "int32";
-template <>
-constexpr const char* kDtype<uint32_t> = "uint32";
-template <>
-constexpr const char* kDtype<float> = "float32";
-
-std::string shape_text(const std::vector<size_t>& shape) {
-  std::string text = "(";
-  for (const size_t n : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(n);
-  return text + ")";
-}
-
 }  // namespace
-
-// Looks tensors up and holds them against what the architecture promises.
-class ExactModel::Reader {
- public:
-  explicit Reader(const Tensors& tensors) : tensors_(tensors) {}
-
-  template <typename T>
-  const T* get(const std::string& name, const std::vector<size_t>& shape) const {
-    const auto found = tensors_.find(name);
-    if (found == tensors_.end()) throw CorruptError("model: the tensor " + name + " is missing");
-    const Tensor& t = found->second;
-    if (t.dtype != kDtype<T> || t.shape != shape) {
-      throw CorruptError("model: " + name + " is " + t.dtype + " " + shape_text(t.shape) +
-                         ", expected " + kDtype<T> + " " + shape_text(shape));
-    }
-    return static_cast<const T*>(t.data);
-  }
-
-  // All values within [low, high]; NaN is not.
-  template <typename T>
-  const T* get(const std::string& name, const std::vector<size_t>& shape, T low, T high) const {
-    const T* values = get<T>(name, shape);
-    size_t size = 1;
-    for (const size_t n : shape) size *= n;
-    const bool fits =
-        std::all_of(values, values + size, [=](T value) { return low <= value && value <= high; });
-    if (!fits) throw CorruptError("model: " + name + " has values outside the range allowed");
-    return values;
-  }
-
- private:
-  const Tensors& tensors_;
-};
 
 // Where each row or column of a packed matrix comes from in the file; kPadding: it is zero.
 struct ExactModel::RowMap {
@@ -142,8 +90,8 @@ ExactModel::RowMap ExactModel::heads_inputs() const {
   return map;
 }
 
-Product ExactModel::product(const Reader& read, const std::string& name, const RowMap& outputs,
-                            const RowMap& inputs, Input input) {
+Product ExactModel::product(const TensorReader& read, const std::string& name,
+                            const RowMap& outputs, const RowMap& inputs, Input input) {
   const size_t n = outputs.source.size(), k = inputs.source.size();
   const int8_t* weight =
       read.get<int8_t>(name + ".weight", {outputs.file_size, inputs.file_size}, -127, 127);
@@ -174,7 +122,7 @@ ExactModel::ExactModel(Architecture architecture, const Tensors& tensors)
   check(arch_);
   half_ = round_up(arch_.head_dim / 2, kHalfStep);
   value_size_ = round_up(arch_.head_dim, kValueStep);
-  const Reader read(tensors);
+  const TensorReader read(tensors);
   const size_t d = arch_.d_model;
 
   const auto* shifts = read.get<int32_t>("embedding.shift", {1 + arch_.ngrams.size()}, 0, 15);
@@ -214,11 +162,7 @@ ExactModel::ExactModel(Architecture architecture, const Tensors& tensors)
 }
 
 void ExactModel::rotation(uint32_t position, int32_t* cosine, int32_t* sine) const {
-  for (size_t j = 0; j < frequency_.size(); ++j) {
-    const uint32_t i = (position * frequency_[j] + (uint32_t{1} << 19)) >> 20;
-    cosine[j] = cosine_[i];
-    sine[j] = cosine_[(i + 3072) % 4096];
-  }
+  rotate(frequency_, cosine_, position, cosine, sine);
 }
 
 }  // namespace lmzip

@@ -6,13 +6,13 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <string>
 #include <vector>
 
 #include "aligned.h"
 #include "dot.h"
 #include "stages.h"
+#include "tensors.h"
 
 namespace lmzip {
 
@@ -26,13 +26,6 @@ struct Architecture {
   std::vector<size_t> windows;  // (n_layers)
   std::vector<NgramTable> ngrams;
 };
-
-struct Tensor {
-  std::string dtype;  // as NumPy calls it: int8, int16, int32, uint32, float32
-  std::vector<size_t> shape;
-  const void* data;  // contiguous, native byte order
-};
-using Tensors = std::map<std::string, Tensor>;
 
 struct Matrix {
   Input input = Input::kInt8;
@@ -60,6 +53,16 @@ struct Embedding {
   int32_t shift;
   AlignedArray<int8_t> rows;  // (slots, width)
 };
+
+// Cosine and sine of each frequency at a position.  cosines: (4096), of a whole turn.
+inline void rotate(const std::vector<uint32_t>& frequency, const std::vector<int16_t>& cosines,
+                   uint32_t position, int32_t* cosine, int32_t* sine) {
+  for (size_t j = 0; j < frequency.size(); ++j) {
+    const uint32_t i = (position * frequency[j] + (uint32_t{1} << 19)) >> 20;
+    cosine[j] = cosines[i];
+    sine[j] = cosines[(i + 3072) % 4096];
+  }
+}
 
 class ExactModel {
  public:
@@ -89,9 +92,8 @@ class ExactModel {
   size_t memory() const { return memory_; }
 
  private:
-  class Reader;
   struct RowMap;
-  Product product(const Reader& read, const std::string& name, const RowMap& outputs,
+  Product product(const TensorReader& read, const std::string& name, const RowMap& outputs,
                   const RowMap& inputs, Input input);
   RowMap qkv_outputs() const;
   RowMap heads_inputs() const;

@@ -40,66 +40,7 @@ void check(const LlamaArchitecture& a) {
           "epsilon must be 0 to 1");
 }
 
-template <typename T>
-constexpr const char* kName = nullptr;
-template <>
-constexpr const char* kName<int8_t> = "int8";
-template <>
-constexpr const char* kName<uint8_t> = "uint8";
-template <>
-constexpr const char* kName<int16_t> = "int16";
-template <>
-constexpr const char* kName<uint16_t> = "uint16";
-template <>
-constexpr const char* kName<int32_t> = "int32";
-template <>
-constexpr const char* kName<uint32_t> = "uint32";
-template <>
-constexpr const char* kName<float> = "float32";
-
 }  // namespace
-
-// Looks tensors up and holds them against what the architecture promises.
-class LlamaModel::Reader {
- public:
-  explicit Reader(const Tensors& tensors) : tensors_(tensors) {}
-
-  const Tensor& find(const std::string& name) const {
-    const auto found = tensors_.find(name);
-    if (found == tensors_.end()) throw CorruptError("model: the tensor " + name + " is missing");
-    return found->second;
-  }
-
-  template <typename T>
-  const T* get(const std::string& name, const std::vector<size_t>& shape) const {
-    const Tensor& t = find(name);
-    if (t.dtype != kName<T> || t.shape != shape)
-      throw CorruptError("model: " + name + " has another type or shape than expected");
-    return static_cast<const T*>(t.data);
-  }
-
-  // All values within [low, high]; NaN is not.
-  template <typename T>
-  const T* get(const std::string& name, const std::vector<size_t>& shape, T low, T high) const {
-    const T* values = get<T>(name, shape);
-    size_t size = 1;
-    for (const size_t n : shape) size *= n;
-    const bool fits =
-        std::all_of(values, values + size, [=](T value) { return low <= value && value <= high; });
-    if (!fits) throw CorruptError("model: " + name + " has values outside the range allowed");
-    return values;
-  }
-
-  template <typename T>
-  AlignedArray<T> copy(const std::string& name, size_t size, T low, T high) const {
-    AlignedArray<T> out(size);
-    std::copy_n(get<T>(name, {size}, low, high), size, out.data());
-    return out;
-  }
-
- private:
-  const Tensors& tensors_;
-};
 
 Product LlamaModel::pack(const int8_t* rows, const float* scale, size_t outputs, size_t inputs,
                          Input input) {
@@ -117,14 +58,14 @@ Product LlamaModel::pack(const int8_t* rows, const float* scale, size_t outputs,
   return p;
 }
 
-Product LlamaModel::product(const Reader& read, const std::string& name, size_t outputs,
+Product LlamaModel::product(const TensorReader& read, const std::string& name, size_t outputs,
                             size_t inputs, bool wide) {
   const auto* rows = read.get<int8_t>(name + ".weight", {outputs, inputs}, -127, 127);
   const auto* scale = read.get<float>(name + ".scale", {outputs}, kMinScale, kMaxScale);
   return pack(rows, scale, outputs, inputs, wide ? Input::kInt14 : Input::kInt8);
 }
 
-void LlamaModel::read_layer(const Reader& read, size_t i) {
+void LlamaModel::read_layer(const TensorReader& read, size_t i) {
   const LlamaArchitecture& a = arch_;
   const std::string name = "layers." + std::to_string(i) + ".";
   const size_t heads = a.n_heads * a.head_dim, rows = heads + 2 * a.n_kv_heads * a.head_dim;
@@ -156,7 +97,7 @@ void LlamaModel::read_layer(const Reader& read, size_t i) {
   layers_.push_back(std::move(layer));
 }
 
-void LlamaModel::read_tokens(const Reader& read) {
+void LlamaModel::read_tokens(const TensorReader& read) {
   const auto* sizes =
       read.get<uint16_t>("tokens.size", {arch_.vocabulary}, 0, uint16_t{kMaxTokenSize});
   token_begin_.assign(1, 0);
@@ -175,7 +116,7 @@ LlamaModel::LlamaModel(LlamaArchitecture architecture, const Tensors& tensors)
       dot_(&dot_kernel(kernel_)),
       stages_(&llama_stages(kernel_)) {
   check(arch_);
-  const Reader read(tensors);
+  const TensorReader read(tensors);
   const size_t d = arch_.d_model, vocabulary = arch_.vocabulary;
   const auto* embedding = read.get<int8_t>("embedding.weight", {vocabulary, d}, -127, 127);
   embedding_ = AlignedArray<int8_t>(vocabulary * d);
@@ -211,12 +152,7 @@ LlamaModel::LlamaModel(LlamaArchitecture architecture, const Tensors& tensors)
 }
 
 void LlamaModel::rotation(bool local, uint32_t position, int32_t* cosine, int32_t* sine) const {
-  const std::vector<uint32_t>& frequency = local ? local_frequency_ : frequency_;
-  for (size_t j = 0; j < frequency.size(); ++j) {
-    const uint32_t i = (position * frequency[j] + (uint32_t{1} << 19)) >> 20;
-    cosine[j] = cosine_[i];
-    sine[j] = cosine_[(i + 3072) % 4096];
-  }
+  rotate(local ? local_frequency_ : frequency_, cosine_, position, cosine, sine);
 }
 
 }  // namespace lmzip

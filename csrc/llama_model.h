@@ -74,12 +74,11 @@ class LlamaModel {
   size_t memory() const { return memory_; }
 
  private:
-  class Reader;
-  Product product(const Reader& read, const std::string& name, size_t outputs, size_t inputs,
+  Product product(const TensorReader& read, const std::string& name, size_t outputs, size_t inputs,
                   bool wide);
   Product pack(const int8_t* rows, const float* scale, size_t outputs, size_t inputs, Input input);
-  void read_layer(const Reader& read, size_t i);
-  void read_tokens(const Reader& read);
+  void read_layer(const TensorReader& read, size_t i);
+  void read_tokens(const TensorReader& read);
 
   LlamaArchitecture arch_;
   Kernel kernel_;

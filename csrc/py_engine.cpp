@@ -1,7 +1,4 @@
 // py_engine.cpp: the exact engine and the frame codec for Python.
-#include <pybind11/numpy.h>
-#include <pybind11/stl.h>
-
 #include <algorithm>
 #include <memory>
 #include <optional>
@@ -12,6 +9,7 @@
 #include "engine.h"
 #include "errors.h"
 #include "frame_codec.h"
+#include "py_model.h"
 
 namespace py = pybind11;
 
@@ -20,13 +18,9 @@ namespace {
 
 using ByteArray = py::array_t<uint8_t, py::array::c_style>;
 
-size_t get_size(const py::dict& d, const char* name) {
-  if (!d.contains(name)) throw UnsupportedError(std::string("architecture: no ") + name);
-  return d[name].cast<size_t>();
-}
-
 // As ExactModel.architecture.to_json() gives it.
 Architecture read_architecture(const py::dict& d) {
+  const auto get_size = field<size_t>;
   Architecture a{get_size(d, "d_model"),
                  get_size(d, "n_layers"),
                  get_size(d, "n_heads"),
@@ -41,26 +35,6 @@ Architecture read_architecture(const py::dict& d) {
                         get_size(t, "width")});
   }
   return a;
-}
-
-std::shared_ptr<ExactModel> make_model(const py::dict& tensors, const py::dict& architecture) {
-  Tensors views;
-  std::vector<py::array> kept;  // alive until the model has copied them
-  for (const auto& [name, value] : tensors) {
-    const auto array = py::array::ensure(value, py::array::c_style);
-    if (!array) throw std::invalid_argument("tensors must be NumPy arrays");
-    kept.push_back(array);
-    views[name.cast<std::string>()] = {
-        py::str(array.dtype()).cast<std::string>(),
-        std::vector<size_t>(array.shape(), array.shape() + array.ndim()), array.data()};
-  }
-  return std::make_shared<ExactModel>(read_architecture(architecture), views);
-}
-
-// Lets Ctrl-C through; called without the GIL.
-void check_signals() {
-  const py::gil_scoped_acquire acquire;
-  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
 // The network alone, for tests and measurements.
@@ -247,7 +221,11 @@ size_t py_frame_memory(const ModelOrNone& model, size_t raw_size, size_t lanes, 
 
 void bind_engine(py::module_& m) {
   py::class_<ExactModel, std::shared_ptr<ExactModel>>(m, "ExactModel")
-      .def(py::init(&make_model), py::arg("tensors"), py::arg("architecture"))
+      .def(py::init([](const py::dict& tensors, const py::dict& architecture) {
+             return std::make_shared<ExactModel>(read_architecture(architecture),
+                                                 ArrayTensors(tensors).views());
+           }),
+           py::arg("tensors"), py::arg("architecture"))
       .def_property_readonly(
           "kernel", [](const ExactModel& self) { return std::string(kernel_name(self.kernel())); })
       .def_property_readonly("memory", &ExactModel::memory);

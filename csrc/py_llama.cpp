@@ -1,7 +1,4 @@
 // py_llama.cpp: the exact engine of pretrained models and the token codec for Python.
-#include <pybind11/numpy.h>
-#include <pybind11/stl.h>
-
 #include <algorithm>
 #include <memory>
 #include <string>
@@ -10,6 +7,7 @@
 #include "cpu.h"
 #include "errors.h"
 #include "llama_engine.h"
+#include "py_model.h"
 #include "token_codec.h"
 
 namespace py = pybind11;
@@ -19,61 +17,35 @@ namespace {
 
 using TokenArray = py::array_t<uint32_t, py::array::c_style>;
 
-template <typename T>
-T get(const py::dict& d, const char* name) {
-  if (!d.contains(name)) throw UnsupportedError(std::string("architecture: no ") + name);
-  return d[name].cast<T>();
-}
-
 // As LlamaArchitecture.to_native() gives it.
 LlamaArchitecture read_architecture(const py::dict& d) {
-  const auto wide = get<std::vector<std::string>>(d, "wide");
+  const auto wide = field<std::vector<std::string>>(d, "wide");
   const auto is_wide = [&](const char* name) {
     return std::find(wide.begin(), wide.end(), name) != wide.end();
   };
-  return {get<size_t>(d, "vocabulary"),
-          get<size_t>(d, "d_model"),
-          get<size_t>(d, "n_layers"),
-          get<size_t>(d, "n_heads"),
-          get<size_t>(d, "n_kv_heads"),
-          get<size_t>(d, "head_dim"),
-          get<size_t>(d, "d_ff"),
-          get<std::vector<size_t>>(d, "windows"),
-          get<std::vector<size_t>>(d, "sinks"),
-          get<int>(d, "residual_bits"),
-          get<int64_t>(d, "epsilon_units"),
-          get<int64_t>(d, "head_epsilon_units"),
-          get<bool>(d, "qk_norm"),
-          get<bool>(d, "tied"),
-          get<bool>(d, "post_norms"),
-          get<std::vector<bool>>(d, "local"),
+  return {field<size_t>(d, "vocabulary"),
+          field<size_t>(d, "d_model"),
+          field<size_t>(d, "n_layers"),
+          field<size_t>(d, "n_heads"),
+          field<size_t>(d, "n_kv_heads"),
+          field<size_t>(d, "head_dim"),
+          field<size_t>(d, "d_ff"),
+          field<std::vector<size_t>>(d, "windows"),
+          field<std::vector<size_t>>(d, "sinks"),
+          field<int>(d, "residual_bits"),
+          field<int64_t>(d, "epsilon_units"),
+          field<int64_t>(d, "head_epsilon_units"),
+          field<bool>(d, "qk_norm"),
+          field<bool>(d, "tied"),
+          field<bool>(d, "post_norms"),
+          field<std::vector<bool>>(d, "local"),
           is_wide("qkv"),
           is_wide("out"),
           is_wide("gate_up"),
           is_wide("down"),
           is_wide("head"),
-          get<uint32_t>(d, "start"),
-          get<uint32_t>(d, "escape")};
-}
-
-std::shared_ptr<LlamaModel> make_model(const py::dict& tensors, const py::dict& architecture) {
-  Tensors views;
-  std::vector<py::array> kept;  // alive until the model has copied them
-  for (const auto& [name, value] : tensors) {
-    const auto array = py::array::ensure(value, py::array::c_style);
-    if (!array) throw std::invalid_argument("tensors must be NumPy arrays");
-    kept.push_back(array);
-    views[name.cast<std::string>()] = {
-        py::str(array.dtype()).cast<std::string>(),
-        std::vector<size_t>(array.shape(), array.shape() + array.ndim()), array.data()};
-  }
-  return std::make_shared<LlamaModel>(read_architecture(architecture), views);
-}
-
-// Lets Ctrl-C through; called without the GIL.
-void check_signals() {
-  const py::gil_scoped_acquire acquire;
-  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+          field<uint32_t>(d, "start"),
+          field<uint32_t>(d, "escape")};
 }
 
 // The network alone, for tests and measurements.
@@ -236,7 +208,11 @@ py::bytes py_decode_tokens(const LlamaModel& model, const std::vector<py::bytes>
 
 void bind_llama(py::module_& m) {
   py::class_<LlamaModel, std::shared_ptr<LlamaModel>>(m, "LlamaModel")
-      .def(py::init(&make_model), py::arg("tensors"), py::arg("architecture"))
+      .def(py::init([](const py::dict& tensors, const py::dict& architecture) {
+             return std::make_shared<LlamaModel>(read_architecture(architecture),
+                                                 ArrayTensors(tensors).views());
+           }),
+           py::arg("tensors"), py::arg("architecture"))
       .def_property_readonly(
           "kernel", [](const LlamaModel& self) { return std::string(kernel_name(self.kernel())); })
       .def_property_readonly("memory", &LlamaModel::memory);

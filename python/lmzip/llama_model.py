@@ -7,19 +7,16 @@ their own.  The vocabulary is plain data in the file: decoding needs no tokenize
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from lmzip.errors import CorruptError, UnsupportedError
-from lmzip.model_file import Array, read_document
+from lmzip.model_file import Array, ModelParts, Shapes, check_tensors, pack, unpack
 from lmzip.models import TOKEN_FORMAT as FORMAT  # docs/numerics-llama.md version 1
 
 MIN_SCALE, MAX_SCALE = 2.0**-40, 2.0**10
@@ -28,8 +25,6 @@ MAX_BIAS = 1 << 24
 SIGMOID_SIZE = 8192
 MAX_TOKEN_SIZE = 1024  # bytes
 WIDE_INPUTS = ("qkv", "out", "gate_up", "down", "head")
-
-Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -173,7 +168,7 @@ class LlamaArchitecture:
         return sum(math.prod(shape) for shape in shapes)
 
 
-FREE_TENSORS = {"tokens.bytes", "tokenizer"}  # uint8, of any length
+FREE_TENSORS = frozenset({"tokens.bytes", "tokenizer"})  # uint8, of any length
 
 
 @dataclass(frozen=True)
@@ -205,18 +200,7 @@ class LlamaModel:
 
 def check(architecture: LlamaArchitecture, tensors: dict[str, Array]) -> None:
     """Hold every tensor against docs/numerics-llama.md section 2.  Raises CorruptError."""
-    expected = architecture.tensors()
-    if tensors.keys() != expected.keys() | FREE_TENSORS:
-        wrong = sorted(tensors.keys() ^ (expected.keys() | FREE_TENSORS))
-        raise CorruptError(f"model file: tensors missing or unexpected: {', '.join(wrong[:5])}")
-    for name, (dtype, shape) in expected.items():
-        t = tensors[name]
-        if t.dtype != np.dtype(dtype) or t.shape != shape:
-            raise CorruptError(
-                f"model file: {name} is {t.dtype} {t.shape}, expected {dtype} {shape}"
-            )
-        if not _in_range(name, t):
-            raise CorruptError(f"model file: {name} has values outside the range that is allowed")
+    check_tensors(architecture.tensors(), tensors, _in_range, FREE_TENSORS)
     for name in FREE_TENSORS:
         if tensors[name].dtype != np.uint8 or tensors[name].ndim != 1:
             raise CorruptError(f"model file: {name} must be a row of uint8")
@@ -248,19 +232,10 @@ def parse(data: bytes) -> LlamaModel:
 
     Raises NotLmzError, UnsupportedError, CorruptError, LimitError as model_file.parse() does.
     """
-    document = read_document(data)
-    if document.get("format") != FORMAT:
-        raise UnsupportedError(
-            f"model file: format {document.get('format')!r}; expected {FORMAT!r}"
-        )
-    architecture = LlamaArchitecture.from_json(document.get("architecture", {}))
-    try:
-        tensors = safetensors.numpy.load(data)
-    except Exception as error:  # noqa: BLE001 (the library has no common base class)
-        raise CorruptError(f"model file: {error}") from None
-    check(architecture, tensors)
-    about = {k: v for k, v in document.items() if k not in ("format", "architecture")}
-    return LlamaModel(architecture, tensors, about, hashlib.sha256(data).digest())
+    parts = unpack(data, FORMAT)
+    architecture = LlamaArchitecture.from_json(parts.architecture)
+    check(architecture, parts.tensors)
+    return LlamaModel(architecture, parts.tensors, parts.about, parts.model_id)
 
 
 def serialize(
@@ -268,7 +243,4 @@ def serialize(
 ) -> bytes:
     """The bytes of a model file; the same arguments give the same bytes."""
     check(architecture, tensors)
-    document = {"format": FORMAT, "architecture": architecture.to_json(), **about}
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    contiguous = {name: np.ascontiguousarray(t) for name, t in tensors.items()}
-    return safetensors.numpy.save(contiguous, metadata={"lmzip": text})
+    return pack(FORMAT, ModelParts(architecture.to_json(), tensors, about))

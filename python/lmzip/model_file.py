@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ MAX_HEADER_SIZE = 1 << 24
 MIN_SCALE, MAX_SCALE = 2.0**-60, 2.0**20
 
 Array = npt.NDArray[Any]
+Shapes = dict[str, tuple[str, tuple[int, ...]]]  # name -> (dtype, shape)
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,11 @@ class Architecture:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Name -> (dtype, shape) of every tensor of the file."""
+    def tensors(self) -> Shapes:
+        """Every tensor of the file."""
         d, heads = self.d_model, self.n_heads * self.head_dim
         qkv = heads + 2 * self.n_kv_heads * self.head_dim
-        out: dict[str, tuple[str, tuple[int, ...]]] = {"embedding.byte": ("int8", (256, d))}
+        out: Shapes = {"embedding.byte": ("int8", (256, d))}
         for i, t in enumerate(self.ngrams):
             out[f"embedding.ngram.{i}"] = ("int8", (1 << t.log2_slots, t.width))
         out["embedding.shift"] = ("int32", (1 + len(self.ngrams),))
@@ -135,11 +137,30 @@ class ExactModel:
         return str(self.about.get("name", "unnamed"))
 
 
+@dataclass(frozen=True)
+class ModelParts:
+    """The parts of a model file of either format."""
+
+    architecture: dict[str, Any]  # JSON
+    tensors: dict[str, Array]
+    about: dict[str, Any]
+    model_id: bytes = b""
+
+
 def check(architecture: Architecture, tensors: dict[str, Array]) -> None:
     """Hold every tensor against docs/numerics.md section 2.  Raises CorruptError."""
-    expected = architecture.tensors()
-    if tensors.keys() != expected.keys():
-        wrong = sorted(tensors.keys() ^ expected.keys())
+    check_tensors(architecture.tensors(), tensors, _in_range)
+
+
+def check_tensors(
+    expected: Shapes,
+    tensors: dict[str, Array],
+    in_range: Callable[[str, Array], bool],
+    free: frozenset[str] = frozenset(),
+) -> None:
+    """Names, types, shapes, ranges.  `free`: names of more tensors, which may have any shape."""
+    if tensors.keys() != expected.keys() | free:
+        wrong = sorted(tensors.keys() ^ (expected.keys() | free))
         raise CorruptError(f"model file: tensors missing or unexpected: {', '.join(wrong[:5])}")
     for name, (dtype, shape) in expected.items():
         t = tensors[name]
@@ -147,7 +168,7 @@ def check(architecture: Architecture, tensors: dict[str, Array]) -> None:
             raise CorruptError(
                 f"model file: {name} is {t.dtype} {t.shape}, expected {dtype} {shape}"
             )
-        if not _in_range(name, t):
+        if not in_range(name, t):
             raise CorruptError(f"model file: {name} has values outside the range that is allowed")
 
 
@@ -172,19 +193,24 @@ def parse(data: bytes) -> ExactModel:
     an impossible architecture), CorruptError (tensors that are not what the architecture says),
     LimitError.
     """
+    parts = unpack(data, FORMAT)
+    architecture = Architecture.from_json(parts.architecture)
+    check(architecture, parts.tensors)
+    return ExactModel(architecture, parts.tensors, parts.about, parts.model_id)
+
+
+def unpack(data: bytes, expected_format: str) -> ModelParts:
+    """What a model file of this format holds, its tensors not yet checked; raises as parse()."""
     document = read_document(data)
-    if document.get("format") != FORMAT:
-        raise UnsupportedError(
-            f"model file: format {document.get('format')!r}; this lmzip reads {FORMAT!r}"
-        )
-    architecture = Architecture.from_json(document.get("architecture", {}))
+    found = document.pop("format", None)
+    if found != expected_format:
+        raise UnsupportedError(f"model file: format {found!r}; expected {expected_format!r}")
+    architecture = document.pop("architecture", {})
     try:
         tensors = safetensors.numpy.load(data)
     except Exception as error:  # noqa: BLE001 (the library has no common base class)
         raise CorruptError(f"model file: {error}") from None
-    check(architecture, tensors)
-    about = {k: v for k, v in document.items() if k not in ("format", "architecture")}
-    return ExactModel(architecture, tensors, about, hashlib.sha256(data).digest())
+    return ModelParts(architecture, tensors, document, hashlib.sha256(data).digest())
 
 
 def read_document(data: bytes) -> dict[str, Any]:
@@ -215,9 +241,14 @@ def serialize(
 ) -> bytes:
     """The bytes of a model file; the same arguments give the same bytes."""
     check(architecture, tensors)
-    document = {"format": FORMAT, "architecture": architecture.to_json(), **about}
+    return pack(FORMAT, ModelParts(architecture.to_json(), tensors, about))
+
+
+def pack(model_format: str, parts: ModelParts) -> bytes:
+    """The bytes of a model file of this format; the tensors have been checked."""
+    document = {"format": model_format, "architecture": parts.architecture, **parts.about}
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    contiguous = {name: np.ascontiguousarray(t) for name, t in tensors.items()}
+    contiguous = {name: np.ascontiguousarray(t) for name, t in parts.tensors.items()}
     return safetensors.numpy.save(contiguous, metadata={"lmzip": text})
 
 

@@ -118,6 +118,29 @@ def test_a_residual_stream_of_any_size_is_exported(folder):
         train.write_model(job, corpus_, args)
 
 
+def test_a_few_large_values_do_not_choose_the_unit_of_the_stream(folder):
+    """With room for four times the largest, embeddings would be rounded away."""
+    args = options(folder, "--bytes", "60000")
+    corpus_ = train._corpus(args)
+    network = train.Network(train._architecture(args))
+    job = train.Run(network, train.Budget(60000), train.Schedule())
+    train.Trainer(job, corpus_, args, torch.device("cpu")).train(folder / "c")
+    with torch.no_grad():
+        network.blocks()[-1].down.weight[0] *= 200_000
+    history, targets = corpus_.rows(np.random.default_rng(1), 16, 64)
+    network.fit_residual(torch.from_numpy(history))
+    coarse = int(network.residual_bits)
+
+    def loss():
+        exact = train.exact_logits(network.architecture, train.export(network), history)
+        return train.bits_per_byte(exact, targets)
+
+    with_room = loss()
+    train.fit_unit(network, history, targets)
+    assert int(network.residual_bits) > coarse
+    assert loss() < with_room
+
+
 def test_checkpoints_of_strangers_run_no_code(folder):
     class Evil:
         def __reduce__(self):

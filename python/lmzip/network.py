@@ -253,7 +253,7 @@ class Network(nn.Module):
         """Choose the unit of the exact residual stream, from a sample of real text.
 
         Norms leave the scale of the stream free, and training may let it grow: the finest unit in
-        which RESIDUAL_MARGIN times the largest value still fits.  Tables count in no finer one.
+        which RESIDUAL_MARGIN times the largest value still fits.
         """
         x = self.embed(history, False)
         rotation = self._rotation(x.shape[1], x.device)
@@ -263,8 +263,6 @@ class Network(nn.Module):
             largest = max(largest, x.abs().max().item())
         bits = math.floor(math.log2(RESIDUAL_MAX / (RESIDUAL_MARGIN * max(largest, 1e-6))))
         self.residual_bits.fill_(max(0, min(bits, RESIDUAL_BITS)))
-        for table in self.tables():
-            table.fraction_bits.clamp_(max=int(self.residual_bits))
 
 
 def _quantized_weight(product: Product) -> tuple[Array, Array]:
@@ -286,15 +284,13 @@ def export(network: Network) -> dict[str, Array]:
     a = network.architecture
     out: dict[str, Array] = {}
     tables = network.tables()
-    for name, table in zip(
-        ["byte", *(f"ngram.{i}" for i in range(len(a.ngrams)))], tables, strict=True
-    ):
-        w = table.weight.detach().cpu().double().numpy() * 2.0 ** int(table.fraction_bits)
-        out[f"embedding.{name}"] = np.clip(np.rint(w), -127, 127).astype(np.int8)
     residual_bits = int(network.residual_bits)
-    out["embedding.shift"] = np.array(
-        [residual_bits - int(t.fraction_bits) for t in tables], np.int32
-    )
+    fractions = [min(int(t.fraction_bits), residual_bits) for t in tables]
+    names = ["byte", *(f"ngram.{i}" for i in range(len(a.ngrams)))]
+    for name, table, bits in zip(names, tables, fractions, strict=True):
+        w = table.weight.detach().cpu().double().numpy() * 2.0**bits
+        out[f"embedding.{name}"] = np.clip(np.rint(w), -127, 127).astype(np.int8)
+    out["embedding.shift"] = np.array([residual_bits - bits for bits in fractions], np.int32)
     for i, layer in enumerate(network.blocks()):
         exported = _export_layer(layer, 2.0**residual_bits)
         out.update({f"layers.{i}.{name}": t for name, t in exported.items()})

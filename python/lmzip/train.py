@@ -33,6 +33,7 @@ from lmzip.corpus import HISTORY, Corpus, read_files, read_mix
 from lmzip.errors import LmzipError
 from lmzip.model_file import (
     Architecture,
+    Array,
     ExactModel,
     NgramTable,
     load,
@@ -40,10 +41,11 @@ from lmzip.model_file import (
     serialize,
     tensors_digest,
 )
-from lmzip.network import Network, export, from_model
+from lmzip.network import RESIDUAL_BITS, Network, export, from_model
 from lmzip.output import AtomicFile
 
 BITS = 1 / math.log(2)
+FINER_UNITS = 5  # of the residual stream, that are tried
 MAX_EXACT_LOSS = 1.1  # of the bits per byte in float, or the model is not written
 INIT_RATE = 0.2  # of what a network from scratch learns with
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -243,19 +245,39 @@ def exact_loss(
     history, targets = (
         held_out[0] if held_out else corpus.rows(np.random.default_rng(0), rows, length)
     )
-    engine = _core.Engine(
-        _core.ExactModel(model.tensors, model.architecture.to_json()), len(history), 1
-    )
-    logits = engine.prefill(np.ascontiguousarray(history[:, HISTORY:], np.uint8))
     with torch.no_grad():
         device = network.head.weight.device
         in_float = network(torch.from_numpy(history).to(device)).float().cpu()
+    exact = exact_logits(model.architecture, model.tensors, history)
+    return {"float": bits_per_byte(in_float, targets), "exact": bits_per_byte(exact, targets)}
+
+
+def exact_logits(architecture: Architecture, tensors: dict[str, Array], history: Array) -> Tensor:
+    """Of the exact engine, in nats: (rows, HISTORY + length) -> (rows, length, 256)."""
+    engine = _core.Engine(_core.ExactModel(tensors, architecture.to_json()), len(history), 1)
+    logits = engine.prefill(np.ascontiguousarray(history[:, HISTORY:], np.uint8))
+    return torch.from_numpy(logits).double() / (BITS * 1024)  # base-2, units of 2^-10
+
+
+def bits_per_byte(logits: Tensor, targets: Array) -> float:
     goal = torch.from_numpy(targets).flatten()
-    exact = torch.from_numpy(logits).double() / (BITS * 1024)  # base-2, units of 2^-10
-    return {
-        name: F.cross_entropy(rows_.flatten(0, 1).double(), goal).item() * BITS
-        for name, rows_ in (("float", in_float), ("exact", exact))
-    }
+    return F.cross_entropy(logits.flatten(0, 1).double(), goal).item() * BITS
+
+
+def fit_unit(network: Network, history: Array, targets: Array) -> None:
+    """Choose the unit of the exact residual stream: what costs least on a sample of text.
+
+    A coarse unit rounds the embeddings away, a fine one clamps the few largest values of the
+    stream, which may be a hundred times its mean and matter little.
+    """
+    network.fit_residual(torch.from_numpy(history).to(network.head.weight.device))
+    coarsest = int(network.residual_bits)
+    losses = {}
+    for bits in range(coarsest, min(coarsest + FINER_UNITS, RESIDUAL_BITS) + 1):
+        network.residual_bits.fill_(bits)
+        exact = exact_logits(network.architecture, export(network), history)
+        losses[bits] = bits_per_byte(exact, targets)
+    network.residual_bits.fill_(min(losses, key=lambda bits: losses[bits]))
 
 
 class Trainer:
@@ -290,9 +312,8 @@ class Trainer:
             if self.rank == 0 and now - last_save > args.save_every:
                 run.save(checkpoint)
                 last_save = time.monotonic()
-        history, _ = self.corpus.rows(random, 16, args.length)
-        run.network.fit_residual(torch.from_numpy(history).to(self.device))
         if self.rank == 0:
+            fit_unit(run.network, *self.corpus.rows(random, 32, args.length))
             run.save(checkpoint)
 
     def _step(self, random: np.random.Generator) -> None:

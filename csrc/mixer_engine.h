@@ -124,6 +124,11 @@ template <class Profile, bool kNetwork>
 class Engine final : public MixerEngine {
   static constexpr size_t kContexts = std::size(Profile::kContexts);
   static_assert(Profile::kContexts[kContexts - 1] == Context::kExpected);
+  static constexpr bool uses(Context wanted) {
+    return std::ranges::find(Profile::kContexts, wanted) != std::end(Profile::kContexts);
+  }
+  static constexpr bool kPairs = uses(Context::kAfterPair);
+  static constexpr bool kPeriods = uses(Context::kRecordAbove) || uses(Context::kRecordColumn);
   static constexpr size_t kHashes =
       kContexts + (Profile::kSamples ? SamplePredictor::kContexts : 0);
   static constexpr bool kOrder0 = !kNetwork;               // the network knows it better
@@ -316,7 +321,7 @@ class Engine final : public MixerEngine {
       // The cache lines that come next travel while this bit is learned.
       if (i == 3) begin_nibble<Mix>(lane, partial, coder);
       if (i == 7) {
-        lanes_[lane].append(static_cast<uint8_t>(partial), past_);
+        lanes_[lane].template append<kPairs, kPeriods>(static_cast<uint8_t>(partial), past_);
         if constexpr (Profile::kSamples) layout_.count_byte(lanes_[lane], past_);
         prepare(lane);
         if (!kNetwork) fetch(lane);

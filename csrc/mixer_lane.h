@@ -71,11 +71,15 @@ class Lane {
     cells_[0] = begin;
   }
 
+  // kPairs, kPeriods: whether a context asks for successors of pairs, for the period of records.
+  template <bool kPairs, bool kPeriods>
   void append(uint8_t byte, SharedPast& past) {
     past.bytes[pos_] = byte;
-    uint16_t& pair = past.after_pair[recent_ & 0xffff];
-    pair = static_cast<uint16_t>(pair << 8 | byte);
-    vote_period(byte, past);
+    if constexpr (kPairs) {
+      uint16_t& pair = past.after_pair[recent_ & 0xffff];
+      pair = static_cast<uint16_t>(pair << 8 | byte);
+    }
+    if constexpr (kPeriods) vote_period(byte, past);
     older_ = older_ << 8 | recent_ >> 56;
     recent_ = recent_ << 8 | byte;
     ++pos_;

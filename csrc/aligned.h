@@ -1,10 +1,13 @@
 // aligned.h: arrays that start on a cache line, zero at first, of a size that never changes.  Large
 // ones ask for huge pages: tables that are read all over are a tenth faster with them.
 #pragma once
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <new>
+#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -46,6 +49,30 @@ class AlignedArray {
 
   size_t size_ = 0;
   Pointer data_;
+};
+
+// Arrays of bytes that are made one after the other and go together: many of them in a few large
+// pieces, for each alone would be too small for huge pages.
+class Arena {
+ public:
+  // size zeros, on a cache line
+  int8_t* take(size_t size) {
+    size = (size + kCacheLine - 1) / kCacheLine * kCacheLine;
+    if (pieces_.empty() || pieces_.back().size() - used_ < size) {
+      pieces_.emplace_back(std::max(size, std::clamp(memory_, kHugePage, 8 * kHugePage)));
+      memory_ += pieces_.back().size();
+      used_ = 0;
+    }
+    used_ += size;
+    return pieces_.back().data() + (used_ - size);
+  }
+
+  size_t memory() const { return memory_; }
+
+ private:
+  std::vector<AlignedArray<int8_t>> pieces_;
+  size_t used_ = 0;  // of the last one
+  size_t memory_ = 0;
 };
 
 }  // namespace lmzip

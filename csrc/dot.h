@@ -32,6 +32,7 @@ struct MatrixView {
   size_t inputs;            // a multiple of kInputStep
   const int8_t* packed;     // outputs * inputs bytes on a cache line
   const int32_t* row_sums;  // (outputs): for kernels that shift their input to be unsigned
+  bool from_memory;         // the model is larger than caches are: what comes next is fetched ahead
 };
 
 struct DotKernel {

@@ -96,7 +96,7 @@ Product ExactModel::product(const TensorReader& read, const std::string& name,
   const int8_t* weight =
       read.get<int8_t>(name + ".weight", {outputs.file_size, inputs.file_size}, -127, 127);
   const float* scale = read.get<float>(name + ".scale", {outputs.file_size}, kMinScale, kMaxScale);
-  Product p{{input, n, k, AlignedArray<int8_t>(n * k), AlignedArray<int32_t>(n)},
+  Product p{{input, n, k, weights_.take(n * k), AlignedArray<int32_t>(n), false},
             AlignedArray<float>(n)};
   AlignedArray<int8_t> rows(n * k);
   for (size_t i = 0; i < n; ++i) {
@@ -109,8 +109,8 @@ Product ExactModel::product(const TensorReader& read, const std::string& name,
       p.weight.row_sums[i] += from[inputs.source[j]];
     }
   }
-  dot_->pack(rows.data(), n, k, input, p.weight.packed.data());
-  memory_ += n * k + n * (sizeof(int32_t) + sizeof(float));
+  dot_->pack(rows.data(), n, k, input, p.weight.packed);
+  memory_ += n * (sizeof(int32_t) + sizeof(float));
   return p;
 }
 

@@ -30,10 +30,11 @@ struct Architecture {
 struct Matrix {
   Input input = Input::kInt8;
   size_t outputs = 0, inputs = 0;
-  AlignedArray<int8_t> packed;
+  int8_t* packed = nullptr;  // in the model's arena
   AlignedArray<int32_t> row_sums;
+  bool from_memory = false;
 
-  MatrixView view() const { return {input, outputs, inputs, packed.data(), row_sums.data()}; }
+  MatrixView view() const { return {input, outputs, inputs, packed, row_sums.data(), from_memory}; }
 };
 
 // Products and the scale of each output.
@@ -88,8 +89,8 @@ class ExactModel {
   // The row's rotation at a position: cosine and sine, (half) each.
   void rotation(uint32_t position, int32_t* cosine, int32_t* sine) const;
 
-  // Bytes of the packed weights.
-  size_t memory() const { return memory_; }
+  // Bytes of the weights.
+  size_t memory() const { return weights_.memory() + memory_; }
 
  private:
   struct RowMap;
@@ -103,13 +104,14 @@ class ExactModel {
   const DotKernel* dot_;
   const StageKernels* stages_;
   size_t half_, value_size_;
+  Arena weights_;
   Embedding bytes_;
   std::vector<Embedding> ngrams_;
   std::vector<Layer> layers_;
   Product head_;
   std::vector<uint32_t> frequency_;  // (head_dim / 2)
   std::vector<int16_t> cosine_;      // (4096)
-  size_t memory_ = 0;
+  size_t memory_ = 0;                // beside the arena
 };
 
 }  // namespace lmzip

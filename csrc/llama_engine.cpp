@@ -73,7 +73,7 @@ struct LlamaWorkspace::Sizes {
 
   size_t memory() const {
     const size_t row = d_model * 4 + 4 + inputs * 6 + outputs * 4;
-    return rows * row + head_dim * 12 + std::max(qkv, d_model) * 4 + scores * 4 +
+    return rows * row + head_dim * 18 + std::max(qkv, d_model) * 4 + scores * 4 +
            scratch_bytes(rows, inputs);
   }
 };
@@ -87,7 +87,7 @@ LlamaWorkspace::LlamaWorkspace(const Sizes& s)
       rotation(2 * s.head_dim),
       u(std::max(s.qkv, s.d_model)),
       t(s.head_dim),
-      queries(2 * s.head_dim),
+      queries(2 * kLlamaHeadsTogether * s.head_dim),
       scores(s.scores),
       scratch(scratch_bytes(s.rows, s.inputs)) {}
 
@@ -186,8 +186,13 @@ class LlamaForward {
     if (t > end) model_.rotation(layer.local, end, rotation + 2 * half, rotation + 3 * half);
     remember(i, layer, row);
     float* p = w_.y.data() + row * heads_;
-    for (size_t h = 0; h < arch_.n_heads; ++h)
-      attend_head(i, layer, row, h, t > end, p + h * arch_.head_dim);
+    const size_t group = arch_.n_heads / arch_.n_kv_heads;
+    for (size_t g = 0; g < arch_.n_kv_heads; ++g) {
+      for (size_t h = g * group; h < (g + 1) * group; h += kLlamaHeadsTogether) {
+        const size_t heads = std::min(kLlamaHeadsTogether, (g + 1) * group - h);
+        attend_heads(i, layer, row, g, h, heads, t > end, p + h * arch_.head_dim);
+      }
+    }
   }
 
   // A head's channels of u to 14 bits; returns its scale.
@@ -227,18 +232,18 @@ class LlamaForward {
     }
   }
 
-  void attend_head(size_t i, const LlamaLayer& layer, size_t row, size_t h, bool turned, float* p) {
+  // Heads h to h + heads, of group g.
+  void attend_heads(size_t i, const LlamaLayer& layer, size_t row, size_t g, size_t h, size_t heads,
+                    bool turned, float* p) {
     const size_t d = arch_.head_dim, t = rows_[row].position;
-    int8_t *near = w_.queries.data(), *far = near + d;
-    const float scale = level(w_.u.data() + h * d, layer.q_norm);
-    const float near_scale = rotate(scale, w_.rotation.data(), near);
-    float far_scale = near_scale;
-    if (turned) {
-      far_scale = rotate(scale, w_.rotation.data() + d, far);
-    } else {
-      far = near;
+    int8_t *near = w_.queries.data(), *far = near + kLlamaHeadsTogether * d;
+    float near_scales[kLlamaHeadsTogether], far_scales[kLlamaHeadsTogether];
+    for (size_t k = 0; k < heads; ++k) {
+      const float scale = level(w_.u.data() + (h + k) * d, layer.q_norm);
+      near_scales[k] = rotate(scale, w_.rotation.data(), near + k * d) * model_.softmax();
+      if (!turned) continue;
+      far_scales[k] = rotate(scale, w_.rotation.data() + d, far + k * d) * model_.softmax();
     }
-    const size_t g = h * arch_.n_kv_heads / arch_.n_heads;
     const LlamaHeadCache head = cache_.head(rows_[row].lane, i, g);
     const size_t seen = t + 1;
     const LlamaAttention view = {head.keys,
@@ -250,11 +255,19 @@ class LlamaForward {
                                  std::min(seen - std::min(seen, layer.sinks), layer.window),
                                  d,
                                  wide_limit(layer.window + layer.sinks, 16383),
-                                 far,
+                                 heads,
+                                 turned ? far : near,
                                  near,
-                                 far_scale * model_.softmax(),
-                                 near_scale * model_.softmax()};
+                                 turned ? far_scales : near_scales,
+                                 near_scales,
+                                 next_keys(i, row, g)};
     stages_.attend(view, w_.scores.data(), p);
+  }
+
+  // Those of the group after g, or of the next row.
+  const int8_t* next_keys(size_t i, size_t row, size_t g) {
+    if (g + 1 < arch_.n_kv_heads) return cache_.head(rows_[row].lane, i, g + 1).keys;
+    return cache_.head(rows_[row + 1 < rows_.size() ? row + 1 : 0].lane, i, 0).keys;
   }
 
   void project(const LlamaLayer& layer) {

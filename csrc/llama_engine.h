@@ -84,7 +84,7 @@ class LlamaWorkspace {
   AlignedArray<int32_t> rotation;  // (4, head_dim / 2): at the row's position; at the sinks' end
   AlignedArray<int32_t> u;         // (qkv outputs or d_model)
   AlignedArray<int16_t> t;         // (head_dim)
-  AlignedArray<int8_t> queries;    // (2, head_dim): near, far; or a key, or a value
+  AlignedArray<int8_t> queries;    // (2, heads, head_dim): near, far; or a key, or a value
   AlignedArray<int32_t> scores;
   AlignedArray<uint8_t> scratch;
 };

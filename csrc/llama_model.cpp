@@ -45,7 +45,7 @@ void check(const LlamaArchitecture& a) {
 Product LlamaModel::pack(const int8_t* rows, const float* scale, size_t outputs, size_t inputs,
                          Input input) {
   const size_t n = round_up(outputs, kOutputStep);
-  Product p{{input, n, inputs, AlignedArray<int8_t>(n * inputs), AlignedArray<int32_t>(n)},
+  Product p{{input, n, inputs, weights_.take(n * inputs), AlignedArray<int32_t>(n), true},
             AlignedArray<float>(n)};
   AlignedArray<int8_t> padded(n * inputs);
   std::copy_n(rows, outputs * inputs, padded.data());
@@ -53,8 +53,8 @@ Product LlamaModel::pack(const int8_t* rows, const float* scale, size_t outputs,
   for (size_t i = 0; i < outputs; ++i) {
     for (size_t j = 0; j < inputs; ++j) p.weight.row_sums[i] += rows[i * inputs + j];
   }
-  dot_->pack(padded.data(), n, inputs, input, p.weight.packed.data());
-  memory_ += n * inputs + n * (sizeof(int32_t) + sizeof(float));
+  dot_->pack(padded.data(), n, inputs, input, p.weight.packed);
+  memory_ += n * (sizeof(int32_t) + sizeof(float));
   return p;
 }
 

@@ -70,8 +70,8 @@ class LlamaModel {
     return {token_bytes_.data() + token_begin_[id], token_begin_[id + 1] - token_begin_[id]};
   }
 
-  // Bytes of the packed weights.
-  size_t memory() const { return memory_; }
+  // Bytes of the weights.
+  size_t memory() const { return weights_.memory() + memory_; }
 
  private:
   Product product(const TensorReader& read, const std::string& name, size_t outputs, size_t inputs,
@@ -84,6 +84,7 @@ class LlamaModel {
   Kernel kernel_;
   const DotKernel* dot_;
   const LlamaStages* stages_;
+  Arena weights_;
   std::vector<LlamaLayer> layers_;
   AlignedArray<int8_t> embedding_;  // (vocabulary, d_model)
   AlignedArray<float> embedding_scale_, head_norm_;
@@ -95,7 +96,7 @@ class LlamaModel {
   std::vector<int16_t> cosine_;                        // (4096)
   std::vector<uint8_t> token_bytes_;
   std::vector<size_t> token_begin_;  // (vocabulary + 1)
-  size_t memory_ = 0;
+  size_t memory_ = 0;                // beside the arena
 };
 
 }  // namespace lmzip

@@ -15,6 +15,7 @@ inline constexpr int32_t kLlamaResidualMax = (1 << 30) - 64;
 inline constexpr int32_t kLlamaLogitMax = 1 << 20;
 inline constexpr size_t kSigmoidSize = 8192;
 inline constexpr size_t kMaxHeadDim = 256;
+inline constexpr size_t kLlamaHeadsTogether = 4;
 inline constexpr float kTiny = 0x1p-100f;
 
 // Section 2: the greatest input for which a product of so many inputs cannot overflow.
@@ -23,8 +24,9 @@ constexpr int32_t wide_limit(size_t inputs, int32_t most) {
   return fits < most ? fits : most;
 }
 
-// One head of one lane.  Valid are the first `sinks` of sink_slots (0 or 16) slots, and the first
-// `ring` of those behind; far queries meet the first, near ones the others.
+// Some heads of one lane that share keys and values, which are read once for all of them.  Valid
+// are the first `sinks` of sink_slots (0 or 16) slots, and the first `ring` of those behind; far
+// queries meet the first, near ones the others.
 struct LlamaAttention {
   const int8_t* keys;
   const int8_t* values;
@@ -33,14 +35,20 @@ struct LlamaAttention {
   size_t sinks, sink_slots, ring;
   size_t head_dim;
   int32_t weight_limit;
-  const int8_t *far, *near;  // (head_dim)
-  float far_scale, near_scale;
+  size_t heads;                           // 1 to kLlamaHeadsTogether
+  const int8_t *far, *near;               // (heads, head_dim)
+  const float *far_scales, *near_scales;  // (heads)
+  const int8_t* next;                     // keys that will be read after this call
 
   size_t slots() const { return sink_slots + (ring + 15) / 16 * 16; }
 };
 
-// Numbers of 32 bits that attend() needs for so many slots.
-inline constexpr size_t llama_attention_scratch(size_t slots) { return 3 * slots + 512; }
+// Numbers of 32 bits that attend() needs for so many slots: scores and weights (16 bits) of all
+// heads, exponentials of one, sums.
+inline constexpr size_t llama_attention_scratch(size_t slots) {
+  return (kLlamaHeadsTogether + kLlamaHeadsTogether / 2 + 1) * slots +
+         kLlamaHeadsTogether * kMaxHeadDim;
+}
 
 struct LlamaStages {
   // x = rint(f(row) * scale)
@@ -57,7 +65,7 @@ struct LlamaStages {
   // one head of 2 * half channels, t of 14 bits -> int8; returns m
   int32_t (*rotate)(const int16_t* t, const int32_t* cosine, const int32_t* sine, size_t half,
                     int8_t* out);
-  // one head's average -> p (head_dim)
+  // the heads' averages -> p (heads, head_dim)
   void (*attend)(const LlamaAttention& view, int32_t* scratch, float* p);
   // x = clamp(x + rint((f(acc) * r) * s))
   void (*add)(const int32_t* acc, float r, const float* s, size_t n, int32_t* x);

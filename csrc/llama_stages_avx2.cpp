@@ -82,6 +82,13 @@ struct Avx2 {
   }
 
   // |q| times k with q's sign, as in dot_avx2.cpp: no sum of two products saturates.
+  static void scores(const LlamaAttention& view, size_t begin, size_t end, const int8_t* queries,
+                     int32_t* u) {
+    const size_t d = view.head_dim;
+    for (size_t h = 0; h < view.heads; ++h, queries += d, u += view.slots())
+      scores(view.keys + begin * d, queries, end - begin, d, u + begin);
+  }
+
   static void scores(const int8_t* keys, const int8_t* query, size_t slots, size_t d,
                      int32_t* out) {
     const __m256i ones = _mm256_set1_epi16(1);
@@ -98,6 +105,13 @@ struct Avx2 {
       store(out + j, s0);
       store(out + j + 8, s1);
     }
+  }
+
+  static void average(const LlamaAttention& view, const uint8_t* high, const uint8_t* low,
+                      int32_t* o) {
+    const size_t slots = view.slots(), d = view.head_dim;
+    for (size_t h = 0; h < view.heads; ++h, high += slots, low += slots, o += d)
+      average(view.values, high, low, slots, d, o);
   }
 
   // Values and weights are widened to 16 bits; four slots of a channel give two sums.

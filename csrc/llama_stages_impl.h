@@ -97,43 +97,52 @@ struct LlamaStagesOf {
   }
 
   static void attend(const LlamaAttention& view, int32_t* scratch, float* p) {
-    const size_t slots = view.slots(), d = view.head_dim;
-    int32_t* u = scratch;
-    auto* y = reinterpret_cast<float*>(scratch + slots);
-    auto* high = reinterpret_cast<uint8_t*>(scratch + 2 * slots);
-    uint8_t* low = high + slots;
-    int32_t* o = scratch + 3 * slots;
+    const size_t slots = view.slots(), d = view.head_dim, heads = view.heads;
+    int32_t *u = scratch, *o = u + heads * slots;
+    auto* y = reinterpret_cast<float*>(o + heads * d);
+    auto* high = reinterpret_cast<uint8_t*>(y + slots);
+    uint8_t* low = high + heads * slots;
     if (view.sink_slots != 0)
-      score(view, 0, view.sink_slots, view.sinks, view.far, view.far_scale, u);
-    score(view, view.sink_slots, slots, view.sink_slots + view.ring, view.near, view.near_scale, u);
+      score(view, 0, view.sink_slots, view.sinks, view.far, view.far_scales, u);
+    score(view, view.sink_slots, slots, view.sink_slots + view.ring, view.near, view.near_scales,
+          u);
+    float g[kLlamaHeadsTogether];
+    for (size_t h = 0; h < heads; ++h)
+      g[h] = weights(view, u + h * slots, slots, y, high + h * slots, low + h * slots);
+    S::average(view, high, low, o);
+    for (size_t h = 0; h < heads; ++h, o += d, p += d) {
+      for (size_t c = 0; c < d; c += kLanes)
+        S::store(p + c, S::mul(load_float(o + c), S::splat(g[h])));
+    }
+  }
+
+  // u (heads, slots) of slots begin..end, of which those from `valid` on are never looked at.
+  static void score(const LlamaAttention& view, size_t begin, size_t end, size_t valid,
+                    const int8_t* queries, const float* query_scales, int32_t* u) {
+    S::scores(view, begin, end, queries, u);
+    for (size_t h = 0; h < view.heads; ++h, u += view.slots()) {
+      const Float q = S::splat(query_scales[h]);
+      for (size_t j = begin; j < end; j += kLanes) {
+        const Float factor = S::mul(q, S::load(view.key_scales + j));
+        S::store(u + j, rint(S::mul(load_float(u + j), factor), -0x1p24f, 0x1p24f));
+      }
+      for (size_t j = valid; j < end; ++j) u[j] = kNever;
+    }
+  }
+
+  // One head's scores -> its weights, 128 high + low; returns the unit of their sums.  y: (slots).
+  static float weights(const LlamaAttention& view, const int32_t* u, size_t slots, float* y,
+                       uint8_t* high, uint8_t* low) {
     float m;
     const int32_t total = exponentials(view, u, slots, y, &m);
-    if (m < kTiny) {
-      for (size_t c = 0; c < d; ++c) p[c] = 0.0f;
-      return;
-    }
     const auto most = static_cast<float>(view.weight_limit);
-    const Float inverse = S::splat(most / m);
+    const Float inverse = S::splat(m < kTiny ? 0.0f : most / m);
     for (size_t j = 0; j < slots; j += kLanes) {
       const Int w = S::round(S::mul(S::load(y + j), inverse));
       S::store_int8(reinterpret_cast<int8_t*>(high + j), S::template shift_right<7>(w));
       S::store_int8(reinterpret_cast<int8_t*>(low + j), S::bits(w, 127));
     }
-    S::average(view.values, high, low, slots, d, o);
-    const Float g = S::splat((m / most) / static_cast<float>(total));
-    for (size_t c = 0; c < d; c += kLanes) S::store(p + c, S::mul(load_float(o + c), g));
-  }
-
-  // u of slots begin..end, of which those from `valid` on are never looked at.
-  static void score(const LlamaAttention& view, size_t begin, size_t end, size_t valid,
-                    const int8_t* query, float query_scale, int32_t* u) {
-    S::scores(view.keys + begin * view.head_dim, query, end - begin, view.head_dim, u + begin);
-    const Float q = S::splat(query_scale);
-    for (size_t j = begin; j < end; j += kLanes) {
-      const Float factor = S::mul(q, S::load(view.key_scales + j));
-      S::store(u + j, rint(S::mul(load_float(u + j), factor), -0x1p24f, 0x1p24f));
-    }
-    for (size_t j = valid; j < end; ++j) u[j] = kNever;
+    return (m / most) / static_cast<float>(total);
   }
 
   // y = e * value scale and its maximum; returns the sum of e, at most 65535 * 4128 < 2^29.

@@ -130,23 +130,29 @@ struct Plain {
     return total;
   }
 
-  static void scores(const int8_t* keys, const int8_t* query, size_t slots, size_t d,
-                     int32_t* out) {
-    for (size_t j = 0; j < slots; ++j) {
-      const int8_t* key = keys + j / 16 * 16 * d + j % 16 * 4;
-      int32_t sum = 0;
-      for (size_t c = 0; c < d; ++c) sum += int32_t{query[c]} * key[c / 4 * 64 + c % 4];
-      out[j] = sum;
+  static void scores(const LlamaAttention& view, size_t begin, size_t end, const int8_t* queries,
+                     int32_t* u) {
+    const size_t d = view.head_dim;
+    for (size_t h = 0; h < view.heads; ++h, queries += d, u += view.slots()) {
+      for (size_t j = begin; j < end; ++j) {
+        const int8_t* key = view.keys + j / 16 * 16 * d + j % 16 * 4;
+        int32_t sum = 0;
+        for (size_t c = 0; c < d; ++c) sum += int32_t{queries[c]} * key[c / 4 * 64 + c % 4];
+        u[j] = sum;
+      }
     }
   }
 
-  static void average(const int8_t* values, const uint8_t* high, const uint8_t* low, size_t slots,
-                      size_t d, int32_t* out) {
-    for (size_t c = 0; c < d; ++c) out[c] = 0;
-    for (size_t j = 0; j < slots; ++j) {
-      const int32_t w = high[j] << 7 | low[j];
-      const int8_t* value = values + j / 4 * 4 * d + j % 4;
-      for (size_t c = 0; c < d; ++c) out[c] += w * value[4 * c];
+  static void average(const LlamaAttention& view, const uint8_t* high, const uint8_t* low,
+                      int32_t* o) {
+    const size_t slots = view.slots(), d = view.head_dim;
+    for (size_t h = 0; h < view.heads; ++h, high += slots, low += slots, o += d) {
+      for (size_t c = 0; c < d; ++c) o[c] = 0;
+      for (size_t j = 0; j < slots; ++j) {
+        const int32_t w = high[j] << 7 | low[j];
+        const int8_t* value = view.values + j / 4 * 4 * d + j % 4;
+        for (size_t c = 0; c < d; ++c) o[c] += w * value[4 * c];
+      }
     }
   }
 };

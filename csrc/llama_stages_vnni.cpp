@@ -17,6 +17,15 @@ __m512i broadcast(const void* p) {
   return _mm512_set1_epi32(word);
 }
 
+// The intrinsic is not seen as adding in place: GCC 12 copies the sums, and runs out of registers.
+__m512i add_products(__m512i sum, __m512i bytes, __m512i signed_bytes) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(bytes), "v"(signed_bytes));
+  return sum;
+}
+
+// Into the level 2 cache.  A prefetch of what nobody may read does nothing.
+void fetch(const int8_t* p) { __builtin_prefetch(p, 0, 2); }
+
 struct Avx512 {
   static constexpr size_t kLanes = 16;
   using Int = __m512i;
@@ -71,43 +80,97 @@ struct Avx512 {
   static float greatest(Float a) { return _mm512_reduce_max_ps(a); }
   static int32_t sum(Int a) { return _mm512_reduce_add_epi32(a); }
 
-  // vpdpbusd takes one unsigned side: the keys, 128 added.
-  static void scores(const int8_t* keys, const int8_t* query, size_t slots, size_t d,
-                     int32_t* out) {
+  // While keys are read, values are fetched, and then the keys that come after them: into the level
+  // 2 cache, for as many lines at once as level 1 may wait for would be too few.
+
+  // vpdpbusd takes one unsigned side: the keys, 128 added.  Two sums a head, so that a single one
+  // does not wait for its last product.
+  template <size_t Heads>
+  static void scores_of(const LlamaAttention& view, size_t begin, size_t end, const int8_t* queries,
+                        int32_t* u) {
     const __m512i flip = _mm512_set1_epi8(-128);
-    __m512i queries[kMaxHeadDim / 4];
-    __m512i shift = _mm512_setzero_si512();  // 128 times the sum of the query
-    for (size_t c = 0; c < d; c += 4) {
-      queries[c / 4] = broadcast(query + c);
-      shift = _mm512_dpbusd_epi32(shift, flip, queries[c / 4]);
+    const size_t slots = view.slots(), d = view.head_dim;
+    const int8_t *keys = view.keys + begin * d, *ahead = view.values + begin * d;
+    __m512i shift[Heads];  // 128 times the sum of the query
+    for (size_t h = 0; h < Heads; ++h) {
+      shift[h] = _mm512_setzero_si512();
+      for (size_t c = 0; c < d; c += 4)
+        shift[h] = add_products(shift[h], flip, broadcast(queries + h * d + c));
     }
-    for (size_t j = 0; j < slots; j += 16) {
-      __m512i even = _mm512_setzero_si512(), odd = even;
-      for (size_t c = 0; c < d; c += 8, keys += 128) {
+    for (size_t j = begin; j < end; j += 16) {
+      __m512i even[Heads], odd[Heads];
+      for (size_t h = 0; h < Heads; ++h) even[h] = odd[h] = _mm512_setzero_si512();
+      for (size_t c = 0; c < d; c += 8, keys += 128, ahead += 128) {
+        fetch(ahead);
+        fetch(ahead + 64);
         const __m512i k0 = _mm512_xor_si512(_mm512_loadu_si512(keys), flip);
         const __m512i k1 = _mm512_xor_si512(_mm512_loadu_si512(keys + 64), flip);
-        even = _mm512_dpbusd_epi32(even, k0, queries[c / 4]);
-        odd = _mm512_dpbusd_epi32(odd, k1, queries[c / 4 + 1]);
+        for (size_t h = 0; h < Heads; ++h) {
+          const int8_t* q = queries + h * d + c;
+          even[h] = add_products(even[h], k0, broadcast(q));
+          odd[h] = add_products(odd[h], k1, broadcast(q + 4));
+        }
       }
-      store(out + j, _mm512_sub_epi32(_mm512_add_epi32(even, odd), shift));
+      for (size_t h = 0; h < Heads; ++h)
+        store(u + h * slots + j, _mm512_sub_epi32(_mm512_add_epi32(even[h], odd[h]), shift[h]));
     }
   }
 
-  static void average(const int8_t* values, const uint8_t* high, const uint8_t* low, size_t slots,
-                      size_t d, int32_t* out) {
-    for (size_t c = 0; c < d; c += 32) {
-      __m512i h0 = _mm512_setzero_si512(), h1 = h0, l0 = h0, l1 = h0;
-      const int8_t* v = values + 4 * c;
-      for (size_t j = 0; j < slots; j += 4, v += 4 * d) {
-        const __m512i v0 = _mm512_loadu_si512(v), v1 = _mm512_loadu_si512(v + 64);
-        const __m512i h = broadcast(high + j), l = broadcast(low + j);
-        h0 = _mm512_dpbusd_epi32(h0, h, v0);
-        h1 = _mm512_dpbusd_epi32(h1, h, v1);
-        l0 = _mm512_dpbusd_epi32(l0, l, v0);
-        l1 = _mm512_dpbusd_epi32(l1, l, v1);
+  static void scores(const LlamaAttention& view, size_t begin, size_t end, const int8_t* queries,
+                     int32_t* u) {
+    static_assert(kLlamaHeadsTogether == 4);
+    constexpr decltype(&scores_of<1>) kOf[] = {scores_of<1>, scores_of<2>, scores_of<3>,
+                                               scores_of<4>};
+    kOf[view.heads - 1](view, begin, end, queries, u);
+  }
+
+  // 16 * Registers channels, c and those behind.
+  template <size_t Heads, size_t Registers>
+  static void average_of(const LlamaAttention& view, size_t c, const uint8_t* high,
+                         const uint8_t* low, int32_t* o) {
+    const size_t slots = view.slots(), d = view.head_dim;
+    const int8_t *values = view.values + 4 * c, *ahead = view.next + 4 * c;
+    __m512i h[Heads][Registers], l[Heads][Registers];
+    for (size_t i = 0; i < Heads; ++i) {
+      for (size_t r = 0; r < Registers; ++r) h[i][r] = l[i][r] = _mm512_setzero_si512();
+    }
+    for (size_t j = 0; j < slots; j += 4, values += 4 * d, ahead += 4 * d) {
+      __m512i v[Registers];
+      for (size_t r = 0; r < Registers; ++r) {
+        fetch(ahead + 64 * r);
+        v[r] = _mm512_loadu_si512(values + 64 * r);
       }
-      store(out + c, _mm512_add_epi32(_mm512_slli_epi32(h0, 7), l0));
-      store(out + c + 16, _mm512_add_epi32(_mm512_slli_epi32(h1, 7), l1));
+      for (size_t i = 0; i < Heads; ++i) {
+        const __m512i a = broadcast(high + i * slots + j), b = broadcast(low + i * slots + j);
+        for (size_t r = 0; r < Registers; ++r) {
+          h[i][r] = add_products(h[i][r], a, v[r]);
+          l[i][r] = add_products(l[i][r], b, v[r]);
+        }
+      }
+    }
+    for (size_t i = 0; i < Heads; ++i) {
+      for (size_t r = 0; r < Registers; ++r) {
+        const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(h[i][r], 7), l[i][r]);
+        store(o + i * d + c + 16 * r, sum);
+      }
+    }
+  }
+
+  // 64 channels of three heads have as many sums as there are registers for.
+  static void average(const LlamaAttention& view, const uint8_t* high, const uint8_t* low,
+                      int32_t* o) {
+    constexpr decltype(&average_of<1, 2>) kOf[][2] = {{average_of<1, 2>, average_of<1, 4>},
+                                                      {average_of<2, 2>, average_of<2, 4>},
+                                                      {average_of<3, 2>, average_of<3, 4>}};
+    const size_t slots = view.slots(), d = view.head_dim;
+    for (size_t first = 0; first < view.heads;) {
+      const size_t heads = view.heads == 4 ? 2 : view.heads;
+      for (size_t c = 0; c < d;) {
+        const bool wide = d - c >= 64;
+        kOf[heads - 1][wide](view, c, high + first * slots, low + first * slots, o + first * d);
+        c += wide ? 64 : 32;
+      }
+      first += heads;
     }
   }
 };

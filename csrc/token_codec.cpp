@@ -96,8 +96,9 @@ class TokenEncoder {
 
 // --- decoding ---
 
-// Each thread decodes a group of neighboring lanes, one token of each in every step; the last that
-// is done with a step learns from it, for all.
+// In every step each thread decodes one token of its share of the lanes that are not complete yet;
+// the last that is done with a step learns from it, for all, and lays down the next.  Lanes end at
+// very different steps, for tokens differ in length.
 class TokenDecoder {
  public:
   TokenDecoder(const LlamaModel& model, std::span<const std::span<const uint8_t>> payloads,
@@ -105,55 +106,67 @@ class TokenDecoder {
       : model_(model),
         frame_(model, payloads, raw),
         cache_(model, payloads.size(), (raw.size() + payloads.size() - 1) / payloads.size()),
-        groups_(std::clamp<size_t>(threads, 1, std::min(payloads.size(), kMaxThreads))),
-        finished_(raw.empty()) {}
+        threads_(std::clamp<size_t>(payloads.size() / kLeastShare, 1,
+                                    std::clamp<size_t>(threads, 1, kMaxThreads))) {
+    for (uint32_t lane = 0; lane < payloads.size(); ++lane) {
+      if (frame_.active(lane)) rows_.push_back({lane, 0, model.arch().start});
+    }
+  }
 
   void run(Interrupt interrupt) {
     Job job(std::move(interrupt));
-    run_threads(job, groups_, [&](size_t group) { decode_group(job, group); });
+    run_threads(job, threads_, [&](size_t thread) { work(job, thread); });
     frame_.check_end();
   }
 
  private:
-  void decode_group(Job& job, size_t group) {
-    const size_t begin = frame_.lanes() * group / groups_;
-    const size_t end = frame_.lanes() * (group + 1) / groups_;
-    std::vector<LlamaRow> rows;
-    for (size_t lane = begin; lane < end; ++lane) {
-      if (frame_.active(lane))
-        rows.push_back({static_cast<uint32_t>(lane), 0, model_.arch().start});
-    }
-    const size_t block = std::clamp<size_t>(rows.size(), 1, kLlamaRows);
-    const size_t vocabulary = model_.arch().vocabulary;
+  // For fewer rows a thread would read all weights for next to nothing.
+  static constexpr size_t kLeastShare = 3;
+
+  void work(Job& job, size_t thread) {
+    // 2 * kLeastShare rows are two shares.
+    const size_t most = std::max((frame_.lanes() + threads_ - 1) / threads_, 2 * kLeastShare - 1);
+    const size_t block = std::min({most, frame_.lanes(), kLlamaRows});
     LlamaWorkspace workspace(model_, block);
-    AlignedArray<int32_t> logits(block * vocabulary);
+    AlignedArray<int32_t> logits(block * model_.arch().vocabulary);
     Distribution distribution;
-    for (uint32_t t = 0; !finished_; ++t) {
-      job.check(group);
-      for (size_t first = 0; first < rows.size(); first += block) {
-        const std::span some(rows.data() + first, std::min(block, rows.size() - first));
-        llama_forward(model_, some, cache_, workspace, logits.data());
-        for (size_t i = 0; i < some.size(); ++i) {
-          some[i].token = frame_.decode(some[i].lane, logits.data() + i * vocabulary, distribution);
-          some[i].position = t + 1;
-        }
+    for (uint32_t t = 0; !rows_.empty(); ++t) {
+      job.check(thread);
+      std::span<LlamaRow> rows = share(thread);
+      while (!rows.empty()) {
+        const size_t some = std::min(block, rows.size());
+        decode(rows.first(some), workspace, logits.data(), distribution);
+        rows = rows.subspan(some);
       }
-      // Damaged payloads often end early; there is no need to decode the rest of the frame then.
-      if (t % 64 == 0) {
-        for (size_t lane = begin; lane < end; ++lane) frame_.check_truncation(lane);
-      }
-      std::erase_if(rows, [&](const LlamaRow& row) { return !frame_.active(row.lane); });
-      finish_step(job, group, t);
+      finish_step(job, thread, t);
     }
   }
 
-  void finish_step(Job& job, size_t group, uint32_t t) {
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < groups_) {
-      job.wait(group, [&] { return steps_done_.load(std::memory_order_acquire) > t; });
+  std::span<LlamaRow> share(size_t thread) {
+    const size_t sharing = std::clamp<size_t>(rows_.size() / kLeastShare, 1, threads_);
+    if (thread >= sharing) return {};
+    const size_t begin = rows_.size() * thread / sharing;
+    return {rows_.data() + begin, rows_.size() * (thread + 1) / sharing - begin};
+  }
+
+  void decode(std::span<LlamaRow> rows, LlamaWorkspace& workspace, int32_t* logits,
+              Distribution& distribution) {
+    llama_forward(model_, rows, cache_, workspace, logits);
+    for (LlamaRow& row : rows) {
+      row.token = frame_.decode(row.lane, logits, distribution);
+      // Damaged payloads often end early; there is no need to decode the rest of the frame then.
+      if (row.position++ % 64 == 0) frame_.check_truncation(row.lane);
+      logits += model_.arch().vocabulary;
+    }
+  }
+
+  void finish_step(Job& job, size_t thread, uint32_t t) {
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads_) {
+      job.wait(thread, [&] { return steps_done_.load(std::memory_order_acquire) > t; });
       return;
     }
     frame_.end_step();
-    finished_ = frame_.finished();
+    std::erase_if(rows_, [&](const LlamaRow& row) { return !frame_.active(row.lane); });
     arrived_.store(0, std::memory_order_relaxed);
     steps_done_.store(t + 1, std::memory_order_release);
   }
@@ -161,10 +174,10 @@ class TokenDecoder {
   const LlamaModel& model_;
   TokenFrameDecoder frame_;
   LlamaCache cache_;
-  const size_t groups_;
-  std::atomic<size_t> arrived_{0};  // groups that are done with the current step
+  const size_t threads_;
+  std::vector<LlamaRow> rows_;  // of the current step; changed by the last thread of a step only
+  std::atomic<size_t> arrived_{0};  // threads that are done with the current step
   std::atomic<uint32_t> steps_done_{0};
-  bool finished_;  // written by the last group of a step, before steps_done_
 };
 
 }  // namespace
@@ -182,7 +195,7 @@ void decode_tokens(const LlamaModel& model, std::span<const std::span<const uint
 
 size_t token_memory(const LlamaModel& model, size_t raw_size, size_t lanes) {
   constexpr size_t kLaneState = 1 << 15;  // its candidates: 532 at most
-  // Threads round up the rows that are worked on, to twice as many as lanes at most.
+  // Threads round up the rows that are worked on, to less than twice as many as lanes.
   const size_t row = LlamaWorkspace::memory(model, 1) + model.arch().vocabulary * sizeof(int32_t);
   return LlamaCache::memory(model, lanes, (raw_size + lanes - 1) / lanes) + 2 * lanes * row +
          lanes * kLaneState + raw_size + Recall::memory() +

@@ -26,6 +26,8 @@ ARCHITECTURES = {
     "all wide": small_llama(wide=("qkv", "out", "gate_up", "down", "head")),
     "none wide": small_llama(wide=()),
     "head of 128": small_llama(head_dim=128, n_heads=2, n_kv_heads=1),
+    "three heads of 96 share keys": small_llama(head_dim=96, n_heads=3, n_kv_heads=1),
+    "seven heads share keys": small_llama(n_heads=7, n_kv_heads=1),
     "norms after each part, two rotations": small_llama(
         post_norms=True,
         local=(True, False, True),

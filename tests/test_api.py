@@ -4,6 +4,7 @@ import os
 import random
 import threading
 import zlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -136,6 +137,15 @@ def test_text_that_the_network_finds_strange_is_no_larger_than_without_it():
     alone, both = (lmzip.compress(raw, preset=preset) for preset in ("fast", "default"))
     assert lmzip.decompress(both) == raw
     assert len(both) <= len(alone) + 60  # the model's name
+
+
+def test_both_code_text_that_repeats_and_the_smaller_one_is_taken():
+    lines = (Path(__file__).parent / "data" / "alice29.txt").read_text().splitlines()[:60]
+    raw = "\n".join(random.Random(3).choices(lines, k=3000)).encode()
+    codecs = codec.Codecs().for_preset(codec.preset_named("default"))
+    methods = [each.method for each in frames.choose_codecs(raw, codecs)]
+    assert methods == [container.METHOD_NETWORK_MIXER, container.METHOD_MIXER]
+    assert len(frames.choose_codecs("\n".join(lines).encode() * 2, codecs)) == 1  # short
 
 
 def test_long_dense_runs_become_frames_of_their_own():

@@ -41,6 +41,7 @@ NETWORK_LOSES, NETWORK_WINS = 1.1, 0.75
 # Of text the network loses some languages and tables, to a mixer that learns them in one lane.
 NETWORK_WINS_TEXT = 0.8
 SMALL_TEXT = 1 << 16  # below, the trial would take longer than it could gain
+REPETITIVE = 1 / 8  # what zlib makes of text where long matches may say more than a network
 SLOW_METHODS = MODEL_METHODS | {METHOD_FLOAT}
 _CONTROLS = bytes({*range(32), 127} - set(b"\t\n\r\f"))
 _LOW = bytes(range(128))
@@ -168,7 +169,8 @@ def _is_dense(data: bytes, at: int) -> bool:
 
 def choose_codecs(data: bytes, codecs: Sequence[FrameCodec]) -> list[FrameCodec]:
     """Return the one or two codecs that may make the frame smallest: none for what the mixer gains
-    nothing on; the first for text, unless the network finds it as strange as noise.
+    nothing on; the first for text, unless the network finds it as strange as noise, or next to all
+    of it repeats.
 
     The pieces on which they compete are long enough to hold some rows of an image.
     """
@@ -198,6 +200,8 @@ def _for_text(data: bytes, codecs: Sequence[FrameCodec]) -> list[FrameCodec]:
     mixers = [c for c in codecs if c.method == METHOD_MIXER and c.profile == TEXT]
     if first.method != METHOD_NETWORK_MIXER or not mixers or len(data) < SMALL_TEXT:
         return [first]
+    if len(zlib.compress(data, 1)) < REPETITIVE * len(data):
+        return [first, mixers[0]]
     costs = _costs([first, mixers[0]], data)
     strange = costs[first] > NETWORK_WINS_TEXT * costs[mixers[0]]
     return [first, mixers[0]] if strange else [first]

@@ -1,7 +1,6 @@
 // dot_vnni.cpp: dot.h for AVX-512 VNNI.
-#include <immintrin.h>
-
 #include "dot_vnni_impl.h"
+#include "vpdpbusd.h"
 
 namespace lmzip {
 namespace {
@@ -14,15 +13,9 @@ struct Zmm {
   static Register zero() { return _mm512_setzero_si512(); }
   static Register load(const void* p) { return _mm512_loadu_si512(p); }
   static void store(void* p, Register a) { _mm512_storeu_si512(p, a); }
-  static Register broadcast(const uint8_t* p) {
-    int32_t four_bytes;
-    __builtin_memcpy(&four_bytes, p, 4);
-    return _mm512_set1_epi32(four_bytes);
-  }
+  static Register broadcast(const uint8_t* p) { return lmzip::broadcast(p); }
   static Register add_products(Register sum, Register bytes, Register weights) {
-    // Not _mm512_dpbusd_epi32: GCC 12 then copies every sum twice a round (a quarter slower).
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(bytes), "v"(weights));
-    return sum;
+    return lmzip::add_products(sum, bytes, weights);
   }
   static Register times(Register a, int32_t b) {
     return _mm512_mullo_epi32(a, _mm512_set1_epi32(b));

@@ -4,24 +4,11 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
-#include <immintrin.h>
-
 #include "llama_stages_impl.h"
+#include "vpdpbusd.h"
 
 namespace lmzip {
 namespace {
-
-__m512i broadcast(const void* p) {
-  int32_t word;
-  __builtin_memcpy(&word, p, 4);
-  return _mm512_set1_epi32(word);
-}
-
-// The intrinsic is not seen as adding in place: GCC 12 copies the sums, and runs out of registers.
-__m512i add_products(__m512i sum, __m512i bytes, __m512i signed_bytes) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(bytes), "v"(signed_bytes));
-  return sum;
-}
 
 // Into the level 2 cache.  A prefetch of what nobody may read does nothing.
 void fetch(const int8_t* p) { __builtin_prefetch(p, 0, 2); }

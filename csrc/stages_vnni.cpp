@@ -8,9 +8,8 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
-#include <immintrin.h>
-
 #include "stages_impl.h"
+#include "vpdpbusd.h"
 
 namespace lmzip {
 namespace {
@@ -70,11 +69,6 @@ struct Avx512 {
 using VnniStages = Stages<Avx512>;
 
 __m512i load(const void* p) { return _mm512_loadu_si512(p); }
-__m512i broadcast(const void* p) {
-  int32_t word;
-  __builtin_memcpy(&word, p, 4);
-  return _mm512_set1_epi32(word);
-}
 
 // The lanes of a vector of slots j .. j + 15 that are below `slots`.
 __mmask16 in_use(size_t slots, size_t j) {
@@ -96,7 +90,7 @@ void score_all(const AttentionView& view, const int8_t* queries, int32_t* scores
     for (size_t c = 0; c < view.head_size; c += 4) {
       const __m512i k = _mm512_xor_si512(load(keys + kSlotStep * c), top_bits);
       for (size_t h = 0; h < Heads; ++h)
-        sums[h] = _mm512_dpbusd_epi32(sums[h], k, broadcast(queries + h * view.head_size + c));
+        sums[h] = add_products(sums[h], k, broadcast(queries + h * view.head_size + c));
     }
     const __mmask16 used = in_use(view.slots, j);
     for (size_t h = 0; h < Heads; ++h) {
@@ -147,7 +141,7 @@ void add_values(const AttentionView& view, const int8_t* values, const uint8_t* 
       for (size_t h = 0; h < Heads; ++h) {
         const __m512i weights = broadcast(e + h * stride + j + 4 * part);
         for (size_t i = 0; i < Registers; ++i) {
-          sums[part][h][i] = _mm512_dpbusd_epi32(sums[part][h][i], weights, load(values + 64 * i));
+          sums[part][h][i] = add_products(sums[part][h][i], weights, load(values + 64 * i));
         }
       }
     }

@@ -120,8 +120,8 @@ class TokenDecoder {
   }
 
  private:
-  // For fewer rows a thread would read all weights for next to nothing.
-  static constexpr size_t kLeastShare = 3;
+  // For a single row a thread would read all weights, and be no faster than one thread with both.
+  static constexpr size_t kLeastShare = 2;
 
   void work(Job& job, size_t thread) {
     // 2 * kLeastShare rows are two shares.

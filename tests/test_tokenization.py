@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmzip import import_model
+from lmzip import checkpoint
 from lmzip.errors import UnsupportedError
 from lmzip.tokenization import Tokenizer, byte_symbols, plain_document, spell, token_bytes
 from random_llama import (
@@ -126,8 +126,8 @@ def gemma_documents() -> list[dict[str, Any]]:
     texts, kinds, scores = (list(column) for column in zip(*gemma_pieces(), strict=True))
     fields = {"tokens": texts, "token_type": kinds, "scores": scores, "unknown_token_id": 3}
     fields = {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
-    read = (gemma_tokenizer(), import_model._sentencepiece_tokenizer(fields))
-    return [import_model._without_markers(document) for document in read]
+    read = (gemma_tokenizer(), checkpoint._sentencepiece_tokenizer(fields))
+    return [checkpoint._without_markers(document) for document in read]
 
 
 @pytest.mark.parametrize("text", GEMMA_TEXTS)
@@ -148,7 +148,7 @@ def test_odd_pieces_of_a_gguf_file_are_refused_by_name() -> None:
         fields: dict[str, Any] = {"tokens": ["<unk>", "a"], "token_type": [3, 1], "scores": [0, 0]}
         fields = {f"tokenizer.ggml.{k}": v for k, v in (fields | changes).items()}
         with pytest.raises(UnsupportedError, match=match):
-            import_model._sentencepiece_tokenizer(fields | {"tokenizer.ggml.unknown_token_id": 0})
+            checkpoint._sentencepiece_tokenizer(fields | {"tokenizer.ggml.unknown_token_id": 0})
 
     refused("differ in number", scores=[0])
     refused("differ in number", token_type=[1, 1, 1])

@@ -266,8 +266,8 @@ def frames(bench, name: str, model, native, lanes: int) -> None:
         worker.__dict__["_engine"] = TritonLlama(model, bench.device)
     spelled = [i for i, token in enumerate(model.tokens) if len(token) == 1]
     rng = np.random.default_rng(3)
-    drawn = rng.choice(spelled, (count, each, length)).tolist()
-    raws = [b"".join(model.tokens[t] for lane in frame for t in lane) for frame in drawn]
+    drawn = rng.choice(spelled, (count, each * length)).tolist()
+    raws = [b"".join(model.tokens[t] for t in frame) for frame in drawn]
     jobs = [
         TokenJob(each, len(raw), raw, None, frame) for raw, frame in zip(raws, drawn, strict=True)
     ]
@@ -285,7 +285,7 @@ def frames(bench, name: str, model, native, lanes: int) -> None:
     decoded, decode = timed(lambda: worker.run(back))
     if decoded != raws:
         raise SystemExit("the decoded bytes differ: this is a bug in lmzip")
-    if _core.encode_tokens(native, drawn[0], threads) != payloads[0]:
+    if _core.encode_tokens(native, drawn[0], each, threads) != payloads[0]:
         raise SystemExit("the payloads differ from the CPU's: a bug in lmzip")
     tokens = count * each * length
     for direction, seconds in (("encode", encode), ("decode", decode)):

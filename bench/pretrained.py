@@ -18,9 +18,9 @@ from pathlib import Path
 
 from conftest import provenance
 from lmzip import models
+from lmzip.checkpoint import read_checkpoint
 from lmzip.codec import TOKEN_PROFILE, CodecRequest, ThreadShare
 from lmzip.container import METHOD_TOKENS
-from lmzip.checkpoint import read_checkpoint
 from lmzip.token_codec import TokenCodec
 from lmzip.tokenization import Tokenizer, plain_document, token_bytes
 

@@ -41,7 +41,7 @@ def unsigned(tensor: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.numpy().view(np.uint32))
 
 
-def encode(native, frame: list[list[int]]):
+def encode(native, frame: tuple[list[int], int]):
     """Payloads, rows and answers of each step, and the clock."""
     clock, steps = Clock(), []
     coder = clock(_core.TokenLockstepEncoder, native, [frame], 1)
@@ -85,20 +85,19 @@ def main() -> None:
     native = _core.LlamaModel(model.tensors, model.architecture.to_native())
     tokenizer = Tokenizer(model.tokens, model.tokenizer)
     raw = args.text.read_bytes()[: args.lanes * args.bytes]
-    pieces = [raw[i : i + args.bytes] for i in range(0, len(raw), args.bytes)]
-    frame = [tokenizer.encode(piece) for piece in pieces]
+    frame = tokenizer.encode(raw), args.lanes
     payloads, steps, encoding = encode(native, frame)
     back, searched, decoding = decode(native, payloads, len(raw), steps)
     if back != raw:
         raise SystemExit("the decoded bytes differ: this is a bug in lmzip")
-    tokens = sum(map(len, frame))
+    tokens = len(frame[0])
     counts = [
         answers[lane, token_answers.COUNT]
         for t, (_, answers) in enumerate(steps)
-        for lane in range(len(frame))
-        if t < len(frame[lane])
+        for lane in range(args.lanes)
+        if t * args.lanes + lane < tokens
     ]
-    print(f"{model.name}, {args.text.name}: {tokens} tokens in {len(frame)} lanes")
+    print(f"{model.name}, {args.text.name}: {tokens} tokens in {args.lanes} lanes")
     print(f"tokens of 1/512 and more: {np.mean(counts):.1f} in the mean, {max(counts)} at most")
     print(f"no candidates: {searched / tokens:.3f}")
     for what, clock in (("encode", encoding), ("decode", decoding)):

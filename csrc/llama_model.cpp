@@ -12,7 +12,6 @@ namespace {
 constexpr float kMinScale = 0x1p-40f, kMaxScale = 0x1p10f, kMaxGain = 0x1p10f,
                 kMaxPostGain = 0x1p16f;
 constexpr int32_t kMaxBias = 1 << 24;
-constexpr size_t kMaxTokenSize = 1024;
 
 void check(const LlamaArchitecture& a) {
   const auto require = [](bool condition, const char* what) {

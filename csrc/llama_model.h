@@ -15,6 +15,8 @@
 
 namespace lmzip {
 
+inline constexpr size_t kMaxTokenSize = 1024;  // bytes
+
 // Names as in docs/numerics-llama.md section 2.
 struct LlamaArchitecture {
   size_t vocabulary, d_model, n_layers, n_heads, n_kv_heads, head_dim, d_ff;

@@ -172,12 +172,12 @@ class LlamaEngine {
   size_t positions_, position_ = 0;
 };
 
-py::list py_encode_tokens(const LlamaModel& model, const std::vector<std::vector<uint32_t>>& lanes,
-                          size_t threads) {
+py::list py_encode_tokens(const LlamaModel& model, const std::vector<uint32_t>& symbols,
+                          size_t lanes, size_t threads) {
   Payloads payloads;
   {
     const py::gil_scoped_release release;
-    payloads = encode_tokens(model, lanes, threads, check_signals);
+    payloads = encode_tokens(model, symbols, lanes, threads, check_signals);
   }
   py::list list;
   for (const auto& p : payloads)
@@ -223,7 +223,8 @@ void bind_llama(py::module_& m) {
       .def("feed", &LlamaEngine::feed, py::arg("tokens").noconvert(), py::arg("by_step") = false)
       .def("state", &LlamaEngine::state);
 
-  m.def("encode_tokens", &py_encode_tokens, py::arg("model"), py::arg("lanes"), py::arg("threads"));
+  m.def("encode_tokens", &py_encode_tokens, py::arg("model"), py::arg("symbols"), py::arg("lanes"),
+        py::arg("threads"));
   m.def("decode_tokens", &py_decode_tokens, py::arg("model"), py::arg("payloads"),
         py::arg("raw_size"), py::arg("threads"));
   m.def("token_memory", &token_memory, py::arg("model"), py::arg("raw_size"), py::arg("lanes"));

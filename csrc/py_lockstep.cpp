@@ -203,11 +203,13 @@ class PyDecoder {
 
 class PyTokenEncoder {
  public:
-  PyTokenEncoder(std::shared_ptr<LlamaModel> model, std::vector<TokenLockstepEncoder::Frame> frames,
-                 size_t threads)
+  PyTokenEncoder(std::shared_ptr<LlamaModel> model,
+                 std::vector<std::pair<std::vector<uint32_t>, size_t>> frames, size_t threads)
       : model_(std::move(model)) {
     const py::gil_scoped_release release;
-    coder_ = std::make_unique<TokenLockstepEncoder>(*model_, std::move(frames), threads);
+    std::vector<TokenLockstepEncoder::Frame> moved;
+    for (auto& [symbols, lanes] : frames) moved.push_back({std::move(symbols), lanes});
+    coder_ = std::make_unique<TokenLockstepEncoder>(*model_, std::move(moved), threads);
   }
 
   size_t lanes() const { return coder_->lanes(); }
@@ -280,7 +282,7 @@ class PyTokenDecoder {
   size_t active() const { return coder_->active(); }
 
   py::bytes finish(size_t frame) {
-    coder_->check(frame);
+    coder_->finish(frame);
     return frames_.raw(frame);
   }
 
@@ -311,9 +313,9 @@ void bind_lockstep(py::module_& m) {
       .def("active", &PyDecoder::active)
       .def("finish", &PyDecoder::finish, py::arg("frame"));
   py::class_<PyTokenEncoder>(m, "TokenLockstepEncoder")
-      .def(
-          py::init<std::shared_ptr<LlamaModel>, std::vector<TokenLockstepEncoder::Frame>, size_t>(),
-          py::arg("model"), py::arg("frames"), py::arg("threads"))
+      .def(py::init<std::shared_ptr<LlamaModel>,
+                    std::vector<std::pair<std::vector<uint32_t>, size_t>>, size_t>(),
+           py::arg("model"), py::arg("frames"), py::arg("threads"))
       .def_property_readonly("lanes", &PyTokenEncoder::lanes)
       .def_property_readonly("steps", &PyTokenEncoder::steps)
       .def("ask", &PyTokenEncoder::ask, py::arg("out").noconvert())

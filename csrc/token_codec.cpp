@@ -20,20 +20,17 @@ namespace {
 // tasks only.
 class TokenEncoder {
  public:
-  TokenEncoder(const LlamaModel& model, std::span<const std::vector<uint32_t>> lanes,
+  TokenEncoder(const LlamaModel& model, std::span<const uint32_t> symbols, size_t lanes,
                size_t threads)
       : model_(model),
-        frame_(model, lanes),
+        frame_(model, symbols, lanes),
         gates_per_lane_(model.arch().n_layers),
-        gates_(lanes.size() * gates_per_lane_) {
-    const size_t caches = std::min(lanes.size(), threads + 1);
-    std::vector<size_t> used;  // lanes that are not empty
-    for (size_t lane = 0; lane < lanes.size(); ++lane) {
-      if (lanes[lane].empty()) continue;
-      const size_t before = used.size() < caches ? kNone : used[used.size() - caches];
-      for (size_t begin = 0; begin < lanes[lane].size(); begin += kLlamaRows)
-        tasks_.push_back({lane, begin, used.size() % caches, before});
-      used.push_back(lane);
+        gates_(lanes * gates_per_lane_) {
+    const size_t caches = std::min(lanes, threads + 1);
+    for (size_t lane = 0; lane < lanes; ++lane) {
+      const size_t before = lane < caches ? kNone : lane - caches;
+      for (size_t begin = 0; begin < frame_.size(lane); begin += kLlamaRows)
+        tasks_.push_back({lane, begin, lane % caches, before});
     }
     threads_ = std::clamp<size_t>(threads, 1, std::max<size_t>(tasks_.size(), 1));
     cache_.emplace_back(model, caches, frame_.longest());
@@ -96,27 +93,24 @@ class TokenEncoder {
 
 // --- decoding ---
 
-// In every step each thread decodes one token of its share of the lanes that are not complete yet;
-// the last that is done with a step learns from it, for all, and lays down the next.  Lanes end at
-// very different steps, for tokens differ in length.
+// Each thread has lanes of its own, and takes a step with all of them at once.  What the network
+// says depends on their own tokens alone, so nobody waits for others but before its coders: there
+// the frame must have learned from the step before, which the last thread that is done with it sees
+// to.
 class TokenDecoder {
  public:
   TokenDecoder(const LlamaModel& model, std::span<const std::span<const uint8_t>> payloads,
-               std::span<uint8_t> raw, size_t threads)
+               size_t raw_size, size_t threads)
       : model_(model),
-        frame_(model, payloads, raw),
-        cache_(model, payloads.size(), (raw.size() + payloads.size() - 1) / payloads.size()),
+        frame_(model, payloads, raw_size),
+        cache_(model, payloads.size(), frame_.longest()),
         threads_(std::clamp<size_t>(payloads.size() / kLeastShare, 1,
-                                    std::clamp<size_t>(threads, 1, kMaxThreads))) {
-    for (uint32_t lane = 0; lane < payloads.size(); ++lane) {
-      if (frame_.active(lane)) rows_.push_back({lane, 0, model.arch().start});
-    }
-  }
+                                    std::clamp<size_t>(threads, 1, kMaxThreads))) {}
 
-  void run(Interrupt interrupt) {
+  void run(std::span<uint8_t> raw, Interrupt interrupt) {
     Job job(std::move(interrupt));
     run_threads(job, threads_, [&](size_t thread) { work(job, thread); });
-    frame_.check_end();
+    frame_.finish(raw);
   }
 
  private:
@@ -124,34 +118,36 @@ class TokenDecoder {
   static constexpr size_t kLeastShare = 2;
 
   void work(Job& job, size_t thread) {
-    // 2 * kLeastShare rows are two shares.
-    const size_t most = std::max((frame_.lanes() + threads_ - 1) / threads_, 2 * kLeastShare - 1);
-    const size_t block = std::min({most, frame_.lanes(), kLlamaRows});
+    const size_t end = frame_.lanes() * (thread + 1) / threads_;
+    std::vector<LlamaRow> rows;
+    for (size_t lane = frame_.lanes() * thread / threads_; lane < end; ++lane)
+      rows.push_back({static_cast<uint32_t>(lane), 0, model_.arch().start});
+    const size_t block = std::min(rows.size(), kLlamaRows);
     LlamaWorkspace workspace(model_, block);
     AlignedArray<int32_t> logits(block * model_.arch().vocabulary);
     Distribution distribution;
-    for (uint32_t t = 0; !rows_.empty(); ++t) {
+    for (size_t t = 0; t < frame_.longest(); ++t) {
       job.check(thread);
-      std::span<LlamaRow> rows = share(thread);
-      while (!rows.empty()) {
-        const size_t some = std::min(block, rows.size());
-        decode(rows.first(some), workspace, logits.data(), distribution);
-        rows = rows.subspan(some);
+      std::erase_if(rows, [&](const LlamaRow& row) { return !frame_.active(row.lane); });
+      for (size_t begin = 0; begin < rows.size(); begin += block) {
+        const std::span some(rows.data() + begin, std::min(block, rows.size() - begin));
+        llama_forward(model_, some, cache_, workspace, logits.data());
+        wait_until_learned(job, thread, t);
+        decode(some, logits.data(), distribution);
       }
-      finish_step(job, thread, t);
+      wait_until_learned(job, thread, t);  // without rows, too: nobody arrives twice in a step
+      if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads_) continue;
+      arrived_.store(0, std::memory_order_relaxed);
+      frame_.end_step();
+      learned_.store(t + 1, std::memory_order_release);
     }
   }
 
-  std::span<LlamaRow> share(size_t thread) {
-    const size_t sharing = std::clamp<size_t>(rows_.size() / kLeastShare, 1, threads_);
-    if (thread >= sharing) return {};
-    const size_t begin = rows_.size() * thread / sharing;
-    return {rows_.data() + begin, rows_.size() * (thread + 1) / sharing - begin};
+  void wait_until_learned(Job& job, size_t thread, size_t steps) const {
+    job.wait(thread, [&] { return learned_.load(std::memory_order_acquire) == steps; });
   }
 
-  void decode(std::span<LlamaRow> rows, LlamaWorkspace& workspace, int32_t* logits,
-              Distribution& distribution) {
-    llama_forward(model_, rows, cache_, workspace, logits);
+  void decode(std::span<LlamaRow> rows, int32_t* logits, Distribution& distribution) {
     for (LlamaRow& row : rows) {
       row.token = frame_.decode(row.lane, logits, distribution);
       // Damaged payloads often end early; there is no need to decode the rest of the frame then.
@@ -160,37 +156,27 @@ class TokenDecoder {
     }
   }
 
-  void finish_step(Job& job, size_t thread, uint32_t t) {
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads_) {
-      job.wait(thread, [&] { return steps_done_.load(std::memory_order_acquire) > t; });
-      return;
-    }
-    frame_.end_step();
-    std::erase_if(rows_, [&](const LlamaRow& row) { return !frame_.active(row.lane); });
-    arrived_.store(0, std::memory_order_relaxed);
-    steps_done_.store(t + 1, std::memory_order_release);
-  }
-
   const LlamaModel& model_;
   TokenFrameDecoder frame_;
   LlamaCache cache_;
   const size_t threads_;
-  std::vector<LlamaRow> rows_;  // of the current step; changed by the last thread of a step only
   std::atomic<size_t> arrived_{0};  // threads that are done with the current step
-  std::atomic<uint32_t> steps_done_{0};
+  std::atomic<size_t> learned_{0};  // steps
 };
 
 }  // namespace
 
-Payloads encode_tokens(const LlamaModel& model, std::span<const std::vector<uint32_t>> lanes,
+Payloads encode_tokens(const LlamaModel& model, std::span<const uint32_t> symbols, size_t lanes,
                        size_t threads, Interrupt interrupt) {
-  return TokenEncoder(model, lanes, std::min(threads, kMaxThreads)).run(std::move(interrupt));
+  if (lanes == 0) throw std::invalid_argument("a frame has at least one lane");
+  TokenEncoder encoder(model, symbols, lanes, std::min(threads, kMaxThreads));
+  return encoder.run(std::move(interrupt));
 }
 
 void decode_tokens(const LlamaModel& model, std::span<const std::span<const uint8_t>> payloads,
                    std::span<uint8_t> raw, size_t threads, Interrupt interrupt) {
   if (payloads.empty()) throw std::invalid_argument("a frame has at least one lane");
-  TokenDecoder(model, payloads, raw, threads).run(std::move(interrupt));
+  TokenDecoder(model, payloads, raw.size(), threads).run(raw, std::move(interrupt));
 }
 
 size_t token_memory(const LlamaModel& model, size_t raw_size, size_t lanes) {
@@ -198,7 +184,7 @@ size_t token_memory(const LlamaModel& model, size_t raw_size, size_t lanes) {
   // Threads round up the rows that are worked on, to less than twice as many as lanes.
   const size_t row = LlamaWorkspace::memory(model, 1) + model.arch().vocabulary * sizeof(int32_t);
   return LlamaCache::memory(model, lanes, (raw_size + lanes - 1) / lanes) + 2 * lanes * row +
-         lanes * kLaneState + raw_size + Recall::memory() +
+         lanes * kLaneState + 3 * raw_size + Recall::memory() +
          TokenChoice::memory(model.arch().vocabulary);
 }
 

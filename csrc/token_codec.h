@@ -1,10 +1,9 @@
 // token_codec.h: whole frames <-> payloads, one token of a pretrained model at a time.
 //
-// A frame of n bytes and L lanes is cut into pieces of ceil(n / L) bytes, the last ones shorter or
-// empty; each has its own range coder and payload.  A lane is a row of symbols, each a token or a
-// raw byte behind an escape, that spell the lane's bytes; it ends when they are complete.  The
-// network sees the lanes apart; what all of them have said before is learned from (recall.h,
-// token_choice.h).
+// A frame is a row of symbols, each a token or a raw byte behind an escape, that spell its bytes.
+// It is cut into lanes of as many symbols (TokenLanes), each with a range coder and payload of its
+// own.  The network sees the lanes apart; what all of them have said before is learned from
+// (recall.h, token_choice.h).
 // Specified in docs/format.md, method 5.  Payloads do not depend on the number of threads.
 #pragma once
 #include <cstddef>
@@ -18,9 +17,9 @@
 
 namespace lmzip {
 
-// One row of symbols for each lane: tokens that have bytes, or vocabulary + b for the byte b.
-// Throws std::invalid_argument for any other symbol, and what the interrupt throws.
-Payloads encode_tokens(const LlamaModel& model, std::span<const std::vector<uint32_t>> lanes,
+// The frame's symbols: tokens that have bytes, or vocabulary + b for the byte b.  Throws
+// std::invalid_argument for any other symbol or no lanes, and what the interrupt throws.
+Payloads encode_tokens(const LlamaModel& model, std::span<const uint32_t> symbols, size_t lanes,
                        size_t threads, Interrupt interrupt = {});
 
 // One payload for each lane, at least one.  Any payloads are safe; throws CorruptError if one of

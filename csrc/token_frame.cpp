@@ -2,7 +2,6 @@
 #include "token_frame.h"
 
 #include <algorithm>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -44,6 +43,28 @@ void check_interval(const Interval& interval) {
   }
 }
 
+std::vector<uint8_t> varint(uint64_t n) {
+  std::vector<uint8_t> out;
+  for (; n >= 0x80; n >>= 7) out.push_back(static_cast<uint8_t>(n | 0x80));
+  out.push_back(static_cast<uint8_t>(n));
+  return out;
+}
+
+// Takes the number of symbols from the front of the first lane's payload.  A symbol spells at least
+// one byte and at most kMaxTokenSize.
+size_t take_size(std::span<const uint8_t>& payload, size_t raw_size) {
+  uint64_t n = 0;
+  for (size_t i = 0; i < payload.size() && i < 9; ++i) {
+    n |= uint64_t{payload[i] & 0x7Fu} << 7 * i;
+    if (payload[i] >= 0x80) continue;
+    if (n > raw_size || n * kMaxTokenSize < raw_size || (i > 0 && payload[i] == 0)) break;
+    payload = payload.subspan(i + 1);
+    return n;
+  }
+  throw CorruptError("the first lane does not begin with how many symbols " +
+                     std::to_string(raw_size) + " bytes are; the file is damaged");
+}
+
 CorruptError corrupt(size_t lane, const char* what) {
   return CorruptError("the payload of lane " + std::to_string(lane) + " " + what +
                       "; the file is damaged");
@@ -53,20 +74,21 @@ CorruptError corrupt(size_t lane, const char* what) {
 
 // --- encoding ---
 
-TokenFrameEncoder::TokenFrameEncoder(const LlamaModel& model,
-                                     std::span<const std::vector<uint32_t>> lanes)
-    : model_(model), lanes_(lanes), chooser_(model.arch().vocabulary), records_(lanes.size()) {
-  check_symbols();
-  for (size_t lane = 0; lane < lanes.size(); ++lane) {
-    longest_ = std::max(longest_, lanes[lane].size());
-    records_[lane].resize(lanes[lane].size());
+TokenFrameEncoder::TokenFrameEncoder(const LlamaModel& model, std::span<const uint32_t> symbols,
+                                     size_t lanes)
+    : model_(model), size_(symbols.size()), chooser_(model.arch().vocabulary), records_(lanes) {
+  const TokenLanes cut(symbols.size(), lanes);
+  for (size_t lane = 0; lane < lanes; ++lane) {
+    lanes_.push_back(symbols.subspan(cut.begin(lane), cut.size(lane)));
+    records_[lane].resize(cut.size(lane));
   }
+  check_symbols();
   look_up();
 }
 
 void TokenFrameEncoder::check_symbols() const {
   const size_t vocabulary = model_.arch().vocabulary;
-  for (const std::vector<uint32_t>& lane : lanes_) {
+  for (const std::span<const uint32_t> lane : lanes_) {
     for (const uint32_t s : lane) {
       if (s < vocabulary ? model_.token(s).empty() : s >= vocabulary + 256)
         throw std::invalid_argument("symbol " + std::to_string(s) + " stands for no bytes");
@@ -77,7 +99,7 @@ void TokenFrameEncoder::check_symbols() const {
 void TokenFrameEncoder::look_up() {
   Recall recall(lanes_.size());
   std::vector<Candidate> found;
-  for (size_t t = 0; t < longest_; ++t) {
+  for (size_t t = 0; t < longest(); ++t) {
     for (size_t lane = 0; lane < lanes_.size(); ++lane) {
       if (t >= lanes_[lane].size()) continue;
       recall.look_up(lane, found);
@@ -133,7 +155,7 @@ Payloads TokenFrameEncoder::finish() {
   std::vector<Choice> choices(lanes_.size());
   std::vector<ScoredChoice> scored(lanes_.size());
   Recall recall(lanes_.size());  // once more: what was looked up takes more room than time
-  for (size_t t = 0; t < longest_; ++t) {
+  for (size_t t = 0; t < longest(); ++t) {
     for (size_t lane = 0; lane < lanes_.size(); ++lane) {
       if (t >= lanes_[lane].size()) continue;
       const Record& record = records_[lane][t];
@@ -150,6 +172,8 @@ Payloads TokenFrameEncoder::finish() {
   }
   Payloads payloads;
   for (RangeEncoder& coder : coders) payloads.push_back(coder.finish());
+  const std::vector<uint8_t> size = varint(size_);
+  payloads[0].insert(payloads[0].begin(), size.begin(), size.end());
   return payloads;
 }
 
@@ -169,122 +193,131 @@ void TokenFrameEncoder::code_symbol(const Choice& choice, const Interval& among_
 
 TokenFrameDecoder::TokenFrameDecoder(const LlamaModel& model,
                                      std::span<const std::span<const uint8_t>> payloads,
-                                     std::span<uint8_t> raw)
+                                     size_t raw_size)
     : model_(model),
-      coders_(payloads.begin(), payloads.end()),
+      raw_size_(raw_size),
+      lanes_(payloads.size()),
       recall_(payloads.size()),
-      chooser_(model.arch().vocabulary),
-      steps_(payloads.size()) {
-  for (Step& step : steps_) step.token = model.arch().start;
-  for (size_t lane = 0; lane < payloads.size(); ++lane)
-    rest_.push_back(lane_piece(raw, lane, payloads.size()));
+      chooser_(model.arch().vocabulary) {
+  std::span<const uint8_t> first = payloads[0];
+  const TokenLanes cut(take_size(first, raw_size), payloads.size());
+  longest_ = cut.size(0);
+  for (size_t lane = 0; lane < payloads.size(); ++lane) {
+    lanes_[lane].coder = RangeDecoder(lane == 0 ? first : payloads[lane]);
+    lanes_[lane].left = cut.size(lane);
+    lanes_[lane].token = model.arch().start;
+  }
 }
 
 bool TokenFrameDecoder::finished() const {
-  return std::all_of(rest_.begin(), rest_.end(), [](const auto& rest) { return rest.empty(); });
+  return std::all_of(lanes_.begin(), lanes_.end(), [](const Lane& lane) { return lane.left == 0; });
 }
 
-uint32_t TokenFrameDecoder::decode(size_t lane, int32_t* logits, Distribution& distribution) {
+uint32_t TokenFrameDecoder::decode(size_t i, int32_t* logits, Distribution& distribution) {
   const size_t vocabulary = model_.arch().vocabulary;
-  RangeDecoder& coder = coders_[lane];
-  Step& step = steps_[lane];
-  recall_.look_up(lane, step.choice.candidates);
+  Lane& lane = lanes_[i];
+  recall_.look_up(i, lane.choice.candidates);
   distribution.assign(RowKind::kLogits, logits, vocabulary);
-  complete_choice(logits, distribution, step.choice);
+  complete_choice(logits, distribution, lane.choice);
   choose(lane);
-  if (!step.chosen) {
-    exclude(step.choice, logits, vocabulary, distribution);
-    const FoundSymbol found = distribution.find(coder.peek(kFreqBits));
-    coder.consume(found.interval.lo, found.interval.freq, kFreqBits);
-    step.token = static_cast<uint32_t>(found.symbol);
+  if (!lane.chosen) {
+    exclude(lane.choice, logits, vocabulary, distribution);
+    const FoundSymbol found = distribution.find(lane.coder.peek(kFreqBits));
+    lane.coder.consume(found.interval.lo, found.interval.freq, kFreqBits);
+    lane.token = static_cast<uint32_t>(found.symbol);
   }
-  return put_token(lane);
+  return put_token(i);
 }
 
 RowQuestion TokenFrameDecoder::question(size_t lane) {
-  std::vector<Candidate>& found = steps_[lane].choice.candidates;
+  std::vector<Candidate>& found = lanes_[lane].choice.candidates;
   recall_.look_up(lane, found);
-  return make_question(steps_[lane].token, kNoToken, found,
+  return make_question(lanes_[lane].token, kNoToken, found,
                        [](const Candidate& c) { return c.token; });
 }
 
-std::optional<uint32_t> TokenFrameDecoder::choose(size_t lane, const RowAnswer& answer) {
-  complete_choice(answer, model_.arch().vocabulary, steps_[lane].choice);
+std::optional<uint32_t> TokenFrameDecoder::choose(size_t i, const RowAnswer& answer) {
+  Lane& lane = lanes_[i];
+  complete_choice(answer, model_.arch().vocabulary, lane.choice);
   choose(lane);
-  if (steps_[lane].chosen) return std::nullopt;
-  return coders_[lane].peek(kFreqBits);
+  if (lane.chosen) return std::nullopt;
+  return lane.coder.peek(kFreqBits);
 }
 
-uint32_t TokenFrameDecoder::decode(size_t lane, const FoundToken& found) {
-  Step& step = steps_[lane];
-  if (!step.chosen) {
+uint32_t TokenFrameDecoder::decode(size_t i, const FoundToken& found) {
+  Lane& lane = lanes_[i];
+  if (!lane.chosen) {
     check_interval(found.interval);
     // Unsigned: a slot below lo is far beyond freq.
-    const uint32_t slot = coders_[lane].peek(kFreqBits);
+    const uint32_t slot = lane.coder.peek(kFreqBits);
     if (slot - found.interval.lo >= found.interval.freq ||
         found.token >= model_.arch().vocabulary) {
       throw std::runtime_error("token " + std::to_string(found.token) +
                                " cannot lie there: a defect of the device or of its engine, not "
                                "of the file");
     }
-    coders_[lane].consume(found.interval.lo, found.interval.freq, kFreqBits);
-    step.token = found.token;
+    lane.coder.consume(found.interval.lo, found.interval.freq, kFreqBits);
+    lane.token = found.token;
   }
-  return put_token(lane);
+  return put_token(i);
 }
 
-void TokenFrameDecoder::choose(size_t lane) {
-  RangeDecoder& coder = coders_[lane];
-  Step& step = steps_[lane];
-  step.active = true;
-  chooser_.score(step.choice, step.scored);
-  const size_t chosen = step.scored.find(coder.peek(kFreqBits));
-  const Interval interval = step.scored.interval(chosen);
-  coder.consume(interval.lo, interval.freq, kFreqBits);
-  step.chosen = chosen < step.choice.candidates.size();
-  if (step.chosen) step.token = step.choice.candidates[chosen].token;
+void TokenFrameDecoder::choose(Lane& lane) {
+  lane.stepped = true;
+  chooser_.score(lane.choice, lane.scored);
+  const size_t chosen = lane.scored.find(lane.coder.peek(kFreqBits));
+  const Interval interval = lane.scored.interval(chosen);
+  lane.coder.consume(interval.lo, interval.freq, kFreqBits);
+  lane.chosen = chosen < lane.choice.candidates.size();
+  if (lane.chosen) lane.token = lane.choice.candidates[chosen].token;
 }
 
-uint32_t TokenFrameDecoder::put_token(size_t lane) {
-  RangeDecoder& coder = coders_[lane];
-  const Step& step = steps_[lane];
-  if (step.token == model_.arch().escape) {
-    const uint32_t byte = coder.peek(kByteBits);
-    coder.consume(byte, 1, kByteBits);
-    const auto value = static_cast<uint8_t>(byte);
-    put(lane, {&value, 1});
+uint32_t TokenFrameDecoder::put_token(size_t i) {
+  Lane& lane = lanes_[i];
+  if (lane.token == model_.arch().escape) {
+    const uint32_t byte = lane.coder.peek(kByteBits);
+    lane.coder.consume(byte, 1, kByteBits);
+    lane.bytes.push_back(static_cast<uint8_t>(byte));
   } else {
-    put(lane, model_.token(step.token));
+    const std::span<const uint8_t> bytes = model_.token(lane.token);
+    if (bytes.empty()) throw corrupt(i, "holds a token that cannot be there");
+    lane.bytes.insert(lane.bytes.end(), bytes.begin(), bytes.end());
   }
-  return step.token;
-}
-
-void TokenFrameDecoder::put(size_t lane, std::span<const uint8_t> bytes) {
-  if (bytes.empty() || bytes.size() > rest_[lane].size())
-    throw corrupt(lane, "holds a token that cannot be there");
-  std::memcpy(rest_[lane].data(), bytes.data(), bytes.size());
-  rest_[lane] = rest_[lane].subspan(bytes.size());
+  --lane.left;
+  return lane.token;
 }
 
 void TokenFrameDecoder::end_step() {
-  for (size_t lane = 0; lane < steps_.size(); ++lane) {
-    Step& step = steps_[lane];
-    if (!step.active) continue;
-    chooser_.learn(step.choice, step.scored, step.token);
-    recall_.remember(lane, step.token);
-    step.active = false;
+  decoded_ = 0;
+  for (size_t i = 0; i < lanes_.size(); ++i) {
+    Lane& lane = lanes_[i];
+    decoded_ += lane.bytes.size();
+    if (!lane.stepped) continue;
+    chooser_.learn(lane.choice, lane.scored, lane.token);
+    recall_.remember(i, lane.token);
+    lane.stepped = false;
   }
+  check_decoded(decoded_ <= raw_size_);
+}
+
+void TokenFrameDecoder::check_decoded(bool fits) const {
+  if (fits) return;
+  throw CorruptError("the payloads hold " + std::to_string(decoded_) + " bytes or more, not " +
+                     std::to_string(raw_size_) + "; the file is damaged");
 }
 
 void TokenFrameDecoder::check_truncation(size_t lane) const {
-  if (coders_[lane].truncated()) throw corrupt(lane, "ends before its bytes do");
+  if (lanes_[lane].coder.truncated()) throw corrupt(lane, "ends before its symbols do");
 }
 
-void TokenFrameDecoder::check_end() const {
-  for (size_t lane = 0; lane < coders_.size(); ++lane) {
-    if (coders_[lane].end() != StreamEnd::kExact)
-      throw corrupt(lane, "is not the encoding of what it decodes to");
+void TokenFrameDecoder::finish(std::span<uint8_t> raw) const {
+  for (size_t i = 0; i < lanes_.size(); ++i) {
+    if (lanes_[i].coder.end() != StreamEnd::kExact)
+      throw corrupt(i, "is not the encoding of what it decodes to");
   }
+  check_decoded(decoded_ == raw_size_);
+  uint8_t* to = raw.data();
+  for (const Lane& lane : lanes_) to = std::copy(lane.bytes.begin(), lane.bytes.end(), to);
 }
 
 }  // namespace lmzip

@@ -4,6 +4,7 @@
 // Whoever runs the network hands in rows of logits, of `vocabulary` numbers, which are changed
 // (token_codec.cpp), or a device's answers about them (token_lockstep.cpp, token_answers.h).
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -21,16 +22,28 @@
 
 namespace lmzip {
 
+// How n symbols are cut into lanes: alike, the first ones having one more where need be.
+class TokenLanes {
+ public:
+  TokenLanes(size_t n, size_t lanes) : least_(n / lanes), more_(n % lanes) {}
+
+  size_t begin(size_t lane) const { return lane * least_ + std::min(lane, more_); }
+  size_t size(size_t lane) const { return least_ + (lane < more_ ? 1 : 0); }
+
+ private:
+  size_t least_, more_;
+};
+
 class TokenFrameEncoder {
  public:
-  // One row of symbols for each lane; outlives the encoder.  Looks up all that is remembered:
-  // it depends on tokens alone.  Throws std::invalid_argument for a symbol that stands for no
-  // bytes.
-  TokenFrameEncoder(const LlamaModel& model, std::span<const std::vector<uint32_t>> lanes);
+  // The frame's symbols, which outlive the encoder, in 1 or more lanes.  Looks up all that is
+  // remembered: it depends on tokens alone.  Throws std::invalid_argument for a symbol that stands
+  // for no bytes.
+  TokenFrameEncoder(const LlamaModel& model, std::span<const uint32_t> symbols, size_t lanes);
 
   size_t lanes() const { return lanes_.size(); }
   size_t size(size_t lane) const { return lanes_[lane].size(); }
-  size_t longest() const { return longest_; }
+  size_t longest() const { return lanes_[0].size(); }
 
   // What goes into the network at position t of a lane.
   uint32_t input(size_t lane, size_t t) const {
@@ -68,24 +81,26 @@ class TokenFrameEncoder {
                    ScoredChoice& scored, RangeEncoder& coder) const;
 
   const LlamaModel& model_;
-  const std::span<const std::vector<uint32_t>> lanes_;
+  const size_t size_;  // symbols
+  std::vector<std::span<const uint32_t>> lanes_;
   TokenChoice chooser_;
   std::vector<std::vector<Record>> records_;  // (lanes, positions)
-  size_t longest_ = 0;
 };
 
 class TokenFrameDecoder {
  public:
-  // One payload for each lane, at least one.  Payloads and raw outlive the decoder.
+  // One payload for each lane, at least one.  Payloads outlive the decoder.  Throws CorruptError
+  // where they do not say how many symbols raw_size bytes are.
   TokenFrameDecoder(const LlamaModel& model, std::span<const std::span<const uint8_t>> payloads,
-                    std::span<uint8_t> raw);
+                    size_t raw_size);
 
-  size_t lanes() const { return coders_.size(); }
-  bool active(size_t lane) const { return !rest_[lane].empty(); }
+  size_t lanes() const { return lanes_.size(); }
+  size_t longest() const { return longest_; }  // symbols
+  bool active(size_t lane) const { return lanes_[lane].left != 0; }
   bool finished() const;  // no lane is active
 
-  // A step: first each active lane, on any thread, then the end, on one.  decode() puts the next
-  // symbol's bytes and returns its token; throws CorruptError for one that cannot be there.
+  // A step: first each active lane, on any thread, then the end, on one.  decode() appends the next
+  // symbol's bytes and returns its token.  Both throw CorruptError for what cannot be there.
   uint32_t decode(size_t lane, int32_t* logits, Distribution& distribution);
   void end_step();
 
@@ -97,32 +112,38 @@ class TokenFrameDecoder {
   std::optional<uint32_t> choose(size_t lane, const RowAnswer& answer);
   uint32_t decode(size_t lane, const FoundToken& found);
 
-  // Throw CorruptError for a lane whose payload has ended before its bytes; and, once all lanes are
-  // complete, for one that is not the encoding of what was decoded from it.
+  // Throw CorruptError for a lane whose payload has ended before its symbols; and, once no lane is
+  // active, for one that is not the encoding of what was decoded from it.  finish() writes the raw
+  // bytes, raw_size of them.
   void check_truncation(size_t lane) const;
-  void check_end() const;
+  void finish(std::span<uint8_t> raw) const;
 
  private:
-  // What a lane has decoded in the current step.
-  struct Step {
-    bool active = false;
+  struct Lane {
+    RangeDecoder coder;
+    size_t left = 0;  // symbols that are still to be decoded
+    std::vector<uint8_t> bytes;
+
+    // Of the current step.
+    bool stepped = false;
     Choice choice;
     ScoredChoice scored;
     bool chosen = false;  // a candidate
-    uint32_t token;       // at first the start
+    uint32_t token = 0;   // at first the start
   };
 
   // Once the choice is complete; once the token is known.
-  void choose(size_t lane);
+  void choose(Lane& lane);
   uint32_t put_token(size_t lane);
-  void put(size_t lane, std::span<const uint8_t> bytes);
+  void check_decoded(bool fits) const;
 
   const LlamaModel& model_;
-  std::vector<RangeDecoder> coders_;      // (lanes)
-  std::vector<std::span<uint8_t>> rest_;  // (lanes): bytes that are still to be decoded
+  const size_t raw_size_;
+  size_t longest_ = 0;
+  size_t decoded_ = 0;  // bytes, at the end of a step
+  std::vector<Lane> lanes_;
   Recall recall_;
   TokenChoice chooser_;
-  std::vector<Step> steps_;  // (lanes)
 };
 
 }  // namespace lmzip

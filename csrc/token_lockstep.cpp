@@ -24,12 +24,12 @@ RowQuestion no_question(const LlamaModel& model) {
 TokenLockstepEncoder::TokenLockstepEncoder(const LlamaModel& model, std::vector<Frame> frames,
                                            size_t threads)
     : model_(model),
-      symbols_(std::move(frames)),
+      given_(std::move(frames)),
       crew_(checked_threads(threads)),
-      frames_(symbols_.size()) {
-  for (const Frame& frame : symbols_) check_lanes(frame.size());
-  crew_.run(symbols_.size(), [&](size_t f) {  // all that is remembered is looked up here
-    frames_[f] = std::make_unique<TokenFrameEncoder>(model_, symbols_[f]);
+      frames_(given_.size()) {
+  for (const Frame& frame : given_) check_lanes(frame.lanes);
+  crew_.run(given_.size(), [&](size_t f) {  // all that is remembered is looked up here
+    frames_[f] = std::make_unique<TokenFrameEncoder>(model_, given_[f].symbols, given_[f].lanes);
   });
   for (const auto& frame : frames_) {
     for (size_t lane = 0; lane < frame->lanes(); ++lane) lanes_.push_back({frame.get(), lane});
@@ -76,11 +76,15 @@ TokenLockstepDecoder::TokenLockstepDecoder(const LlamaModel& model, std::span<co
     : model_(model), crew_(checked_threads(threads)) {
   for (const Frame& frame : frames) {
     check_lanes(frame.payloads.size());
-    for (size_t lane = 0; lane < frame.payloads.size(); ++lane)
+    FrameState state{frame.raw, lanes_.size(), frame.payloads.size(), {}, {}};
+    for (size_t lane = 0; lane < state.n_lanes; ++lane)
       lanes_.push_back({frames_.size(), lane, {}});
-    frames_.push_back({TokenFrameDecoder(model, frame.payloads, frame.raw),
-                       lanes_.size() - frame.payloads.size(),
-                       {}});
+    try {
+      state.decoder.emplace(model, frame.payloads, frame.raw.size());
+    } catch (const CorruptError& error) {
+      state.error = error;
+    }
+    frames_.push_back(std::move(state));
   }
 }
 
@@ -93,7 +97,7 @@ void TokenLockstepDecoder::ask(RowQuestion* out) {
   expect(Next::kAsk, Next::kChoose);
   crew_.run(lanes_.size(), [&](size_t i) {
     const Lane& lane = lanes_[i];
-    out[i] = active(lane) ? frames_[lane.frame].decoder.question(lane.lane) : no_question(model_);
+    out[i] = active(lane) ? frames_[lane.frame].decoder->question(lane.lane) : no_question(model_);
   });
 }
 
@@ -103,7 +107,7 @@ size_t TokenLockstepDecoder::choose(const RowAnswer* answers, uint32_t* slots) {
     const Lane& lane = lanes_[i];
     slots[i] = kNoToken;
     if (!active(lane)) return;
-    const auto slot = frames_[lane.frame].decoder.choose(lane.lane, answers[i]);
+    const auto slot = frames_[lane.frame].decoder->choose(lane.lane, answers[i]);
     slots[i] = slot.value_or(kNoToken);
   });
   return lanes_.size() - static_cast<size_t>(std::count(slots, slots + lanes_.size(), kNoToken));
@@ -114,7 +118,7 @@ void TokenLockstepDecoder::take(const FoundToken* found) {
   crew_.run(lanes_.size(), [&](size_t i) {
     Lane& lane = lanes_[i];
     if (!active(lane)) return;
-    TokenFrameDecoder& decoder = frames_[lane.frame].decoder;
+    TokenFrameDecoder& decoder = *frames_[lane.frame].decoder;
     try {
       decoder.decode(lane.lane, found[i]);
       if (position_ % kCheckEvery == 0) decoder.check_truncation(lane.lane);
@@ -127,10 +131,14 @@ void TokenLockstepDecoder::take(const FoundToken* found) {
 }
 
 void TokenLockstepDecoder::end_step(FrameState& frame) {
-  if (frame.error) return;
-  for (size_t i = 0; i < frame.decoder.lanes() && !frame.error; ++i)
+  for (size_t i = 0; i < frame.n_lanes && !frame.error; ++i)
     frame.error = lanes_[frame.first + i].error;
-  if (!frame.error) frame.decoder.end_step();
+  if (frame.error) return;
+  try {
+    frame.decoder->end_step();
+  } catch (const CorruptError& error) {
+    frame.error = error;
+  }
 }
 
 size_t TokenLockstepDecoder::active() const {
@@ -138,11 +146,11 @@ size_t TokenLockstepDecoder::active() const {
       std::count_if(lanes_.begin(), lanes_.end(), [&](const Lane& lane) { return active(lane); }));
 }
 
-void TokenLockstepDecoder::check(size_t frame) const {
+void TokenLockstepDecoder::finish(size_t frame) const {
   const FrameState& state = frames_.at(frame);
   if (state.error) throw CorruptError(*state.error);
-  if (!state.decoder.finished()) throw std::invalid_argument("the frame has lanes left to decode");
-  state.decoder.check_end();
+  if (!state.decoder->finished()) throw std::invalid_argument("the frame has lanes left to decode");
+  state.decoder->finish(state.raw);
 }
 
 }  // namespace lmzip

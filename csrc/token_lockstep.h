@@ -23,7 +23,10 @@ namespace lmzip {
 
 class TokenLockstepEncoder {
  public:
-  using Frame = std::vector<std::vector<uint32_t>>;  // symbols of each lane, as in token_codec.h
+  struct Frame {
+    std::vector<uint32_t> symbols;  // as in token_codec.h
+    size_t lanes;
+  };
 
   // Throws std::invalid_argument.
   TokenLockstepEncoder(const LlamaModel& model, std::vector<Frame> frames, size_t threads);
@@ -41,7 +44,7 @@ class TokenLockstepEncoder {
 
  private:
   const LlamaModel& model_;
-  std::vector<Frame> symbols_;
+  std::vector<Frame> given_;
   Crew crew_;
   std::vector<std::unique_ptr<TokenFrameEncoder>> frames_;
   std::vector<std::pair<TokenFrameEncoder*, size_t>> lanes_;  // frame, lane of it
@@ -52,7 +55,7 @@ class TokenLockstepDecoder {
  public:
   struct Frame {
     std::span<const std::span<const uint8_t>> payloads;  // one a lane; what they view outlives us
-    std::span<uint8_t> raw;                              // likewise
+    std::span<uint8_t> raw;                              // likewise; written by finish()
   };
 
   // Throws std::invalid_argument.
@@ -70,15 +73,16 @@ class TokenLockstepDecoder {
   // Lanes that have not ended.  A damaged frame ends soon after that shows.
   size_t active() const;
 
-  // Any payloads are safe.  Throws CorruptError if one of the frame's is not the encoding of what
-  // was decoded from it; the other frames do not suffer.
-  void check(size_t frame) const;
+  // Writes a frame's raw bytes.  Any payloads are safe.  Throws CorruptError if one of the frame's
+  // is not the encoding of what was decoded from it; the other frames do not suffer.
+  void finish(size_t frame) const;
 
  private:
   struct FrameState {
-    TokenFrameDecoder decoder;
-    size_t first;                       // of lanes_
-    std::optional<CorruptError> error;  // ends the frame
+    std::span<uint8_t> raw;
+    size_t first, n_lanes;                     // of lanes_
+    std::optional<TokenFrameDecoder> decoder;  // none where an error was there at once
+    std::optional<CorruptError> error;         // ends the frame
   };
   struct Lane {
     size_t frame, lane;                 // lane of the frame
@@ -86,7 +90,7 @@ class TokenLockstepDecoder {
   };
   bool active(const Lane& lane) const {
     const FrameState& frame = frames_[lane.frame];
-    return !frame.error && frame.decoder.active(lane.lane);
+    return !frame.error && frame.decoder->active(lane.lane);
   }
   enum class Next { kAsk, kChoose, kTake };
   void expect(Next now, Next then);

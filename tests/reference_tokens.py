@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lmzip.container import pack_varint
 from lmzip.llama_model import LlamaModel
 from lmzip.llama_reference import LlamaReference
 from lmzip.reference_coder import RangeEncoder, cumulative, exp2_table, logit_weights
@@ -194,9 +195,20 @@ class Chooser:
             self.bias_of(token).learn(65536, rate=1, limit=19)
 
 
-def encode(model: LlamaModel, lanes: list[list[int]], detour: bool = False) -> list[bytes]:
-    """The payloads of a frame whose lanes are these symbols; with a detour, candidates are coded as
-    if they were none."""
+def cut(symbols: list[int], lanes: int) -> list[list[int]]:
+    """Into lanes alike, the first ones with one more."""
+    out, rest = [], symbols
+    for left in range(lanes, 0, -1):
+        size = -(-len(rest) // left)
+        out.append(rest[:size])
+        rest = rest[size:]
+    return out
+
+
+def encode(model: LlamaModel, frame: list[int], n_lanes: int, detour: bool = False) -> list[bytes]:
+    """The payloads of a frame of these symbols; with a detour, candidates are coded as if they were
+    none."""
+    lanes = cut(frame, n_lanes)
     a, reference = model.architecture, LlamaReference(model)
     states = [reference.start(1) for _ in lanes]
     coders = [RangeEncoder() for _ in lanes]
@@ -228,4 +240,5 @@ def encode(model: LlamaModel, lanes: list[list[int]], detour: bool = False) -> l
         for lane, symbols in enumerate(lanes):
             if t < len(symbols):
                 recall.remember(lane, inputs[lane])
-    return [coder.finish() for coder in coders]
+    first, *others = [coder.finish() for coder in coders]
+    return [pack_varint(len(frame)) + first, *others]

@@ -1,4 +1,4 @@
-"""What hadamard.py turns stays the same function; outliers are gone; no machine rounds otherwise."""
+"""What hadamard.py turns stays the same function, without outliers, on every machine."""
 
 import hashlib
 from dataclasses import replace

@@ -128,8 +128,8 @@ def test_rows_of_large_vocabularies_are_counted(lanes: int) -> None:
     model = large_vocabulary()
     raw = b"ab" * lanes
     tokens = token_table(small_llama())
-    rows = [[tokens.index(b"a"), tokens.index(b"b")]] * lanes
-    payloads = [p.hex() for p in _core.encode_tokens(model, rows, 2)]
+    symbols = [tokens.index(b"a"), tokens.index(b"b")] * lanes
+    payloads = [p.hex() for p in _core.encode_tokens(model, symbols, lanes, 2)]
     code = (STATUS + DECODE_TOKENS).replace("RAW_SIZE", str(len(raw)))
     command = [sys.executable, "-c", code, str(Path(__file__).parent), json.dumps(payloads)]
     child = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)

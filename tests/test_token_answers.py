@@ -199,9 +199,9 @@ BAD = {
 
 def coders() -> tuple[_core.TokenLockstepEncoder, _core.TokenLockstepDecoder]:
     packed = _core.LlamaModel(MODEL.tensors, MODEL.architecture.to_native())
-    decoder = _core.TokenLockstepDecoder(packed, [([b"\xff\xff\xff\xf0"], 3)], 1)
+    decoder = _core.TokenLockstepDecoder(packed, [([b"\x03\xff\xff\xff\xf0"], 3)], 1)
     decoder.ask(np.zeros((1, token_answers.QUESTION_WORDS), np.uint32))
-    return _core.TokenLockstepEncoder(packed, [[[9]]], 1), decoder
+    return _core.TokenLockstepEncoder(packed, [([9], 1)], 1), decoder
 
 
 def test_the_good_answer_is_taken() -> None:

@@ -77,31 +77,41 @@ def test_payloads_are_those_of_the_reference() -> None:
     """docs/format.md method 5, step by step: reference network, candidates, coder."""
     phrase = some_symbols(9, 1)  # which recurs, in other lanes too, and sometimes goes on otherwise
     other = phrase[:7] + some_symbols(3, 4) + 4 * phrase
-    lanes = [some_symbols(5, 2) + 3 * phrase, other, [], phrase]
-    expected = reference_tokens.encode(MODEL, lanes)
-    assert sum(map(len, expected)) < sum(len(raw_of(lane)) for lane in lanes)
-    for threads in (1, 3):
-        assert _core.encode_tokens(NATIVE, lanes, threads) == expected
+    symbols = some_symbols(5, 2) + 3 * phrase + other + phrase
+    for lanes in (4, 7):
+        expected = reference_tokens.encode(MODEL, symbols, lanes)
+        assert sum(map(len, expected)) < len(raw_of(symbols))
+        for threads in (1, 3):
+            assert _core.encode_tokens(NATIVE, symbols, lanes, threads) == expected
+        assert _core.decode_tokens(NATIVE, expected, len(raw_of(symbols)), 2) == raw_of(symbols)
+
+
+def test_lanes_are_of_equal_numbers_of_symbols() -> None:
+    """Of as many as there are, and empty beyond."""
+    symbols = some_symbols(5, 2)
+    payloads = _core.encode_tokens(NATIVE, symbols, 7, 1)
+    assert payloads == reference_tokens.encode(MODEL, symbols, 7)
+    assert payloads[0][0] == 5
+    assert [bool(p) for p in payloads] == [True] * 5 + [False] * 2
+    assert [len(lane) for lane in reference_tokens.cut(symbols * 4, 7)] == [3] * 6 + [2]
 
 
 def test_payloads_are_those_of_the_reference_where_anything_may_follow() -> None:
     """Two tokens and a byte in any order: every count grows, is halved, is taken over."""
     few = [*some_symbols(2, 8), MODEL.architecture.vocabulary + 4]
     rng = np.random.default_rng(9)
-    lanes = [[few[i] for i in rng.choice(3, size, p=[0.75, 0.2, 0.05])] for size in (150, 120, 1)]
-    expected = reference_tokens.encode(MODEL, lanes)
-    assert _core.encode_tokens(NATIVE, lanes, 2) == expected
-    raw = b"".join(raw_of(lane) for lane in (lanes[0], lanes[0]))
-    twice = _core.encode_tokens(NATIVE, [lanes[0]] * 2, 1)
-    assert _core.decode_tokens(NATIVE, twice, len(raw), 2) == raw
-    assert _core.encode_tokens(NATIVE, lanes[:1], 1) != expected[:1]  # lanes learn from each other
+    symbols = [few[i] for i in rng.choice(3, 271, p=[0.75, 0.2, 0.05])]
+    expected = reference_tokens.encode(MODEL, symbols, 2)
+    assert _core.encode_tokens(NATIVE, symbols, 2, 2) == expected
+    alone = _core.encode_tokens(NATIVE, symbols[:136], 1, 1)
+    assert alone[0][2:] != expected[0][2:]  # lanes learn from each other
 
 
 def test_candidates_coded_as_none_decode() -> None:
     """Which no encoder does; the decoder learns what came true."""
     lane = 3 * some_symbols(9, 1)
-    raw, payloads = raw_of(lane), reference_tokens.encode(MODEL, [lane], detour=True)
-    assert len(payloads[0]) > 2 * len(_core.encode_tokens(NATIVE, [lane], 1)[0])
+    raw, payloads = raw_of(lane), reference_tokens.encode(MODEL, lane, 1, detour=True)
+    assert len(payloads[0]) > 2 * len(_core.encode_tokens(NATIVE, lane, 1, 1)[0])
     assert _core.decode_tokens(NATIVE, payloads, len(raw), 2) == raw
 
 
@@ -115,45 +125,36 @@ def test_weights_start_as_the_document_lists_them() -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_any_lanes_threads_and_kernels_give_the_same(kernel: str) -> None:
-    lanes = [some_symbols(size, size) for size in (0, 1, 63, 64, 65, 200, 7)]
-    expected = _core.encode_tokens(NATIVE, lanes, 1)
     model = native(kernel)
-    for threads in (1, 2, 5):
-        assert _core.encode_tokens(model, lanes, threads) == expected
+    for size, lanes in ((390, 3), (384, 6), (10, 11), (200, 1)):  # bands have 64 symbols
+        symbols = some_symbols(size, size)
+        expected = _core.encode_tokens(NATIVE, symbols, lanes, 1)
+        for threads in (1, 2, 5):
+            assert _core.encode_tokens(model, symbols, lanes, threads) == expected
 
 
 @given(st.binary(max_size=400), st.integers(1, 9), st.sampled_from(KERNELS), st.integers(1, 4))
 def test_any_bytes_come_back(raw: bytes, lanes: int, kernel: str, threads: int) -> None:
     """Every byte as an escape or as its own token: what a tokenizer does at its worst."""
     v = MODEL.architecture.vocabulary
-    stride = -(-len(raw) // lanes)
-    pieces = [raw[i * stride : (i + 1) * stride] for i in range(lanes)]
     symbols = [
-        [
-            v + b
-            if b % 3
-            else MODEL.tokens.index(bytes([b]))
-            if bytes([b]) in MODEL.tokens
-            else v + b
-            for b in piece
-        ]
-        for piece in pieces
+        v + b if b % 3 or bytes([b]) not in MODEL.tokens else MODEL.tokens.index(bytes([b]))
+        for b in raw
     ]
-    payloads = _core.encode_tokens(NATIVE, symbols, threads)
+    payloads = _core.encode_tokens(NATIVE, symbols, lanes, threads)
     assert _core.decode_tokens(native(kernel), payloads, len(raw), threads) == raw
 
 
 def test_symbol_without_bytes_is_refused() -> None:
     for symbol in (0, MODEL.architecture.vocabulary + 256):
         with pytest.raises(ValueError, match="stands for no bytes"):
-            _core.encode_tokens(NATIVE, [[symbol]], 1)
+            _core.encode_tokens(NATIVE, [symbol], 1, 1)
 
 
 def test_truncated_at_every_byte_is_refused_or_another_text() -> None:
-    """A lane's end is where its bytes are complete, so a shorter payload may be some other text's;
-    the frame's checksums tell."""
+    """A shorter payload may be some other text's; the frame's checksums tell."""
     symbols = some_symbols(60, 3)
-    raw, payload = raw_of(symbols), _core.encode_tokens(NATIVE, [symbols], 1)[0]
+    raw, payload = raw_of(symbols), _core.encode_tokens(NATIVE, symbols, 1, 1)[0]
     assert _core.decode_tokens(NATIVE, [payload], len(raw), 1) == raw
     for size in range(len(payload)):
         with contextlib.suppress(CorruptError):
@@ -163,7 +164,7 @@ def test_truncated_at_every_byte_is_refused_or_another_text() -> None:
 @given(st.data())
 def test_flipped_bit_is_refused_or_another_text(data: st.DataObject) -> None:
     symbols = some_symbols(60, 3)
-    raw, payload = raw_of(symbols), bytearray(_core.encode_tokens(NATIVE, [symbols], 1)[0])
+    raw, payload = raw_of(symbols), bytearray(_core.encode_tokens(NATIVE, symbols, 1, 1)[0])
     bit = data.draw(st.integers(0, 8 * len(payload) - 1))
     payload[bit // 8] ^= 1 << bit % 8
     with contextlib.suppress(CorruptError):
@@ -176,11 +177,21 @@ def test_garbage_is_refused_or_decodes(payloads: list[bytes], raw_size: int) -> 
         assert len(_core.decode_tokens(NATIVE, payloads, raw_size, 2)) == raw_size
 
 
-def test_last_token_may_not_pass_the_end() -> None:
+def test_symbols_must_spell_as_many_bytes_as_the_frame_says() -> None:
     pair = next(i for i, t in enumerate(MODEL.tokens) if len(t) == 2)
-    payload = _core.encode_tokens(NATIVE, [[pair]], 1)
-    with pytest.raises(CorruptError, match="cannot be there"):
-        _core.decode_tokens(NATIVE, payload, 1, 1)
+    payloads = _core.encode_tokens(NATIVE, [pair] * 5, 2, 1)
+    assert len(_core.decode_tokens(NATIVE, payloads, 10, 1)) == 10
+    for size in (9, 11):
+        with pytest.raises(CorruptError, match=f"hold 10 bytes or more, not {size}"):
+            _core.decode_tokens(NATIVE, payloads, size, 2)
+
+
+@pytest.mark.parametrize("start", [b"", b"\x0b", b"\x85\x00", b"\x80", b"\xff" * 12, b"\x00"])
+def test_number_of_symbols_must_be_possible(start: bytes) -> None:
+    """None, more than bytes, not the shortest form, cut off, too long, too few."""
+    payloads = _core.encode_tokens(NATIVE, [MODEL.tokens.index(b"te")] * 5, 1, 1)
+    with pytest.raises(CorruptError, match="how many symbols 10 bytes are"):
+        _core.decode_tokens(NATIVE, [start + payloads[0][1:] if start else b""], 10, 1)
 
 
 @needs_tokenizers
@@ -218,7 +229,7 @@ def test_binary_data_goes_to_the_mixer(model_path: Path) -> None:
 def test_decoding_needs_no_tokenizer(
     model_path: Path, run_python: Callable[..., object], tmp_path: Path
 ) -> None:
-    payload = _core.encode_tokens(NATIVE, [[MODEL.tokens.index(b"te")] * 3], 1)[0]
+    payload = _core.encode_tokens(NATIVE, [MODEL.tokens.index(b"te")] * 3, 1, 1)[0]
     (tmp_path / "payload").write_bytes(payload)
     run_python(
         f"""
@@ -230,7 +241,7 @@ from lmzip.codec import CodecRequest, ThreadShare
 from lmzip.errors import LmzipError
 from lmzip.token_codec import TokenCodec
 info = models.read(Path({str(model_path)!r}))
-codec = TokenCodec(CodecRequest(5, 0, 1, info, "cpu", ThreadShare(1)))
+codec = TokenCodec(CodecRequest(5, 0, 2, info, "cpu", ThreadShare(1)))
 assert codec.decode_frame([Path({str(tmp_path / "payload")!r}).read_bytes()], 6) == b"tetete"
 try:
     codec.encode_frame(b"tetete", 1)
@@ -306,7 +317,7 @@ def test_model_of_another_kind_is_refused(model_path: Path) -> None:
         codec._FACTORIES[1](request)
     bundled = models.default()
     assert bundled is not None
-    request = codec.CodecRequest(METHOD_TOKENS, 0, 1, bundled, "cpu", codec.ThreadShare(1))
+    request = codec.CodecRequest(METHOD_TOKENS, 0, 2, bundled, "cpu", codec.ThreadShare(1))
     with pytest.raises(UnsupportedError, match="lmzip-exact-1"):
         codec._FACTORIES[METHOD_TOKENS](request)
 
@@ -316,9 +327,9 @@ def test_model_of_another_kind_is_refused(model_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mixer", "error", "reason"),
     [
-        (0 << 5, UnsupportedError, "profile 0, which only development versions"),
-        (2 << 5, UnsupportedError, "profile 2; this lmzip knows 1: update"),
-        (1 << 5 | 16, CorruptError, "mixer byte 0x30"),
+        (1 << 5, UnsupportedError, "profile 1, which only development versions"),
+        (3 << 5, UnsupportedError, "profile 3; this lmzip knows 2: update"),
+        (2 << 5 | 16, CorruptError, "mixer byte 0x50"),
     ],
 )
 def test_frames_of_other_profiles_are_refused_by_name(
@@ -326,7 +337,7 @@ def test_frames_of_other_profiles_are_refused_by_name(
 ) -> None:
     packed = lmzip.compress(TEXT, model=model_path)
     info = lmzip.inspect(packed)
-    assert [(f.method, f.profile, f.table_bits) for f in info.frames] == [("tokens", 1, 0)]
+    assert [(f.method, f.profile, f.table_bits) for f in info.frames] == [("tokens", 2, 0)]
     begin = info.frames[0].offset
     size, at = read_varint(packed, begin + 1)
     old = FrameHeader.unpack(packed[begin : at + size + 4])

@@ -28,7 +28,7 @@ from lmzip import (  # noqa: E402
     torch_token_codec,
 )
 from lmzip.codec import TOKEN_PROFILE, CodecRequest, ThreadShare  # noqa: E402
-from lmzip.container import METHOD_TOKENS  # noqa: E402
+from lmzip.container import METHOD_TOKENS, pack_varint  # noqa: E402
 from lmzip.errors import CorruptError, LimitError, LmzipError, UnsupportedError  # noqa: E402
 from lmzip.token_codec import TokenCodec  # noqa: E402
 from lmzip.torch_llama import TorchLlama  # noqa: E402
@@ -160,9 +160,12 @@ def test_a_damaged_frame_does_not_hurt_those_beside_it(native, through_torch) ->
 
 
 def test_a_short_payload_with_a_huge_size_ends_soon(native, through_torch) -> None:
-    payloads = native.encode_frame(TEXT[:100], 1)
-    with pytest.raises(CorruptError, match="lane 0"):
-        through_torch.decode_frame(payloads, 1 << 26)
+    payload = native.encode_frame(TEXT[:100], 1)[0]
+    for coder in (native, through_torch):
+        with pytest.raises(CorruptError, match="symbols 67108864 bytes are"):
+            coder.decode_frame([payload], 1 << 26)
+        with pytest.raises(CorruptError, match="lane 0 ends before its symbols do"):
+            coder.decode_frame([pack_varint(1 << 24) + payload[1:]], 1 << 26)
 
 
 @pytest.mark.parametrize("direction", ["encode", "decode"])
@@ -265,8 +268,8 @@ def flat_answers(lanes: int) -> np.ndarray:
 
 def test_coders_refuse_other_shapes_and_missing_steps() -> None:
     packed = _core.LlamaModel(SMALL.tensors, SMALL.architecture.to_native())
-    encoder = _core.TokenLockstepEncoder(packed, [[[5, 6], [7]]], 1)
-    decoder = _core.TokenLockstepDecoder(packed, [([b"", b""], 3)], 1)
+    encoder = _core.TokenLockstepEncoder(packed, [([5, 6, 7], 2)], 1)
+    decoder = _core.TokenLockstepDecoder(packed, [([b"\x03", b""], 3)], 1)
     assert (encoder.lanes, encoder.steps, decoder.lanes, decoder.active()) == (2, 2, 2, 2)
     words = token_answers.ANSWER_WORDS
     with pytest.raises(ValueError, match=rf"shape \(2, 1, {words}\)"):
@@ -287,9 +290,9 @@ def test_coders_refuse_other_shapes_and_missing_steps() -> None:
     with pytest.raises(ValueError, match="lanes left"):
         decoder.finish(0)
     with pytest.raises(ValueError, match="stands for no bytes"):
-        _core.TokenLockstepEncoder(packed, [[[0]]], 1)
+        _core.TokenLockstepEncoder(packed, [([0], 1)], 1)
     for coder, frame in (
-        (_core.TokenLockstepEncoder, []),
+        (_core.TokenLockstepEncoder, ([], 0)),
         (_core.TokenLockstepDecoder, ([], 3)),
     ):
         with pytest.raises(ValueError, match="1 to 65536 lanes"):

@@ -130,7 +130,7 @@ class LlamaEngine:
     ]: ...
 
 def encode_tokens(
-    model: LlamaModel, lanes: Sequence[Sequence[int]], threads: int
+    model: LlamaModel, symbols: Sequence[int], lanes: int, threads: int
 ) -> list[bytes]: ...
 def decode_tokens(
     model: LlamaModel, payloads: Sequence[bytes], raw_size: int, threads: int
@@ -194,10 +194,10 @@ class LockstepDecoder:
     def finish(self, frame: int) -> bytes: ...
 
 class TokenLockstepEncoder:
-    """frames: symbols of each lane, as encode_tokens() takes them."""
+    """frames: (symbols, lanes)."""
 
     def __init__(
-        self, model: LlamaModel, frames: Sequence[Sequence[Sequence[int]]], threads: int
+        self, model: LlamaModel, frames: Sequence[tuple[Sequence[int], int]], threads: int
     ) -> None: ...
     @property
     def lanes(self) -> int: ...  # of all frames

@@ -42,8 +42,9 @@ DEVICES = ("auto", "cpu", "cuda")
 class FrameCodec(Protocol):
     """Codes whole frames with one method, model and device. Safe to call from several threads.
 
-    A frame of n bytes and L lanes is cut into pieces of ceil(n / L) bytes, the last ones shorter
-    or empty; there is one payload per piece, empty for an empty piece.
+    There is one payload for each lane, empty for an empty one.  A frame of n bytes and L lanes is
+    cut into pieces of ceil(n / L) bytes, the last ones shorter or empty (lane_ranges()); one of
+    tokens into pieces of equal numbers of symbols (csrc/token_frame.h).
     """
 
     @property
@@ -185,7 +186,7 @@ PRESETS = {
         Preset("order0", ((METHOD_ORDER0, 0),), 0, 1 << 20, 1),  # for tests
     )
 }
-TOKEN_PROFILE = 1  # docs/format.md, method 5; 0 was of development versions
+TOKEN_PROFILE = 2  # docs/format.md, method 5; those below were of development versions
 # With a pretrained model, whatever the preset: the mixer takes what is no text.
 TOKEN_CODINGS = ((METHOD_TOKENS, TOKEN_PROFILE), *_MIXERS)
 FLOAT_CODINGS = ((METHOD_FLOAT, 0), *_MIXERS)  # so with a float predictor

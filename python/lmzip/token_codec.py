@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from lmzip import _core, llama_model
-from lmzip.codec import TOKEN_PROFILE, CodecRequest, lane_ranges
+from lmzip.codec import TOKEN_PROFILE, CodecRequest
 from lmzip.container import METHOD_TOKENS
 from lmzip.errors import UnsupportedError
 from lmzip.tokenization import Tokenizer
@@ -70,15 +70,14 @@ class TokenCodec:
     def native(self) -> _core.LlamaModel:
         return self._model.native
 
-    def symbols(self, data: memoryview | bytes, lanes: int) -> list[list[int]]:
-        """Of each lane."""
-        pieces = [bytes(data[begin:end]) for begin, end in lane_ranges(len(data), lanes)]
-        return [self._model.symbols(piece) for piece in pieces]
+    def symbols(self, data: memoryview | bytes) -> list[int]:
+        """Tokens of the model, and its number of tokens + b for the byte b."""
+        return self._model.symbols(bytes(data))
 
     def encode_frame(self, data: memoryview | bytes, lanes: int) -> list[bytes]:
-        symbols = self.symbols(data, lanes)
+        symbols = self.symbols(data)
         with self._threads.take() as threads:
-            return _core.encode_tokens(self._model.native, symbols, threads)
+            return _core.encode_tokens(self._model.native, symbols, lanes, threads)
 
     def decode_frame(self, payloads: Sequence[bytes], raw_size: int) -> bytes:
         with self._threads.take() as threads:

@@ -43,7 +43,7 @@ NO_TOKEN = (1 << 32) - 1  # in questions
 
 @dataclass(frozen=True, slots=True)
 class TokenJob(Job):
-    symbols: list[list[int]] = field(default_factory=list)  # of each lane; encoding
+    symbols: list[int] = field(default_factory=list)  # encoding
 
 
 class TorchTokenCodec(DeviceCodec):
@@ -61,7 +61,7 @@ class TorchTokenCodec(DeviceCodec):
         )
 
     def encode_frame(self, data: memoryview | bytes, lanes: int) -> list[bytes]:
-        symbols = self._native.symbols(data, lanes)  # by the thread that brings the frame
+        symbols = self._native.symbols(data)  # by the thread that brings the frame
         payloads: list[bytes] = self._checked(TokenJob(lanes, len(data), data, None, symbols))
         return payloads
 
@@ -110,7 +110,7 @@ class TokenWorker(DeviceWorker):
 class TokenEncodeGroup:
     def __init__(self, worker: TokenWorker, jobs: list[Job], threads: int) -> None:
         self._worker = worker
-        frames = [job.symbols for job in jobs if isinstance(job, TokenJob)]
+        frames = [(job.symbols, job.lanes) for job in jobs if isinstance(job, TokenJob)]
         self._coder = _core.TokenLockstepEncoder(worker.native, frames, threads)
         lanes, steps = self._coder.lanes, self._coder.steps
         rows = min(ENCODE_ROWS[worker.kind], ENCODE_LOGITS // worker.architecture.vocabulary)

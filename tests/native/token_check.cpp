@@ -7,6 +7,7 @@
 
 #include "check.h"
 #include "errors.h"
+#include "token_codec.h"
 #include "token_frame.h"
 #include "token_lockstep.h"
 
@@ -16,11 +17,11 @@ namespace {
 using test::Random;
 
 using Bytes = std::vector<uint8_t>;
-using Lanes = std::vector<std::vector<uint32_t>>;  // symbols
+using Frame = TokenLockstepEncoder::Frame;
 using Row = std::vector<int32_t>;
 
 constexpr size_t kVocabulary = 700;  // token 0 is the escape, 1 to 256 are bytes, then pairs
-constexpr size_t kShapes[][2] = {{1, 1}, {9, 40}, {4, 0}, {3, 130}, {30, 12}};  // lanes, symbols
+constexpr size_t kShapes[][2] = {{1, 1}, {9, 355}, {4, 2}, {3, 388}, {30, 360}};  // lanes, symbols
 
 // The least model that there is; its network is never asked.
 class SmallModel {
@@ -137,61 +138,52 @@ FoundToken search(const RowQuestion& question, const RowAnswer& answer, Row row,
 
 // --- both ways in ---
 
-std::vector<Lanes> random_frames() {
+std::vector<Frame> random_frames() {
   Random random(2);
-  std::vector<Lanes> frames;
+  std::vector<Frame> frames;
   for (const auto& [lanes, symbols] : kShapes) {
-    Lanes frame(lanes);
-    for (auto& lane : frame) {
-      for (size_t t = 0; t < symbols; ++t) {
-        // Some over and over, so that they are recalled; any token; raw bytes.
-        const uint64_t kind = random.below(8);
-        lane.push_back(static_cast<uint32_t>(kind < 5   ? 300 + random.below(3)
-                                             : kind < 7 ? 1 + random.below(kVocabulary - 1)
-                                                        : kVocabulary + random.below(256)));
-      }
-      if (&lane == &frame.back() && symbols > 3) lane.resize(symbols - 3);  // shorter, but in bytes
+    Frame frame{{}, lanes};
+    for (size_t t = 0; t < symbols; ++t) {
+      // Some over and over, so that they are recalled; any token; raw bytes.
+      const uint64_t kind = random.below(8);
+      frame.symbols.push_back(static_cast<uint32_t>(kind < 5   ? 300 + random.below(3)
+                                                    : kind < 7 ? 1 + random.below(kVocabulary - 1)
+                                                               : kVocabulary + random.below(256)));
     }
     frames.push_back(frame);
   }
   return frames;
 }
 
-size_t bytes_of(const LlamaModel& model, const std::vector<uint32_t>& lane) {
-  size_t size = 0;
-  for (const uint32_t s : lane) size += s < kVocabulary ? model.token(s).size() : 1;
-  return size;
-}
-
-// Lanes are cut to the same number of bytes but for the last: what decoders know of a frame.
-void make_even(const LlamaModel& model, Lanes& frame) {
-  size_t least = ~size_t{0};
-  for (const auto& lane : frame) least = std::min(least, bytes_of(model, lane));
-  for (auto& lane : frame) {
-    while (bytes_of(model, lane) > least) lane.pop_back();
-    while (bytes_of(model, lane) < least) lane.push_back(kVocabulary + 65);
+Bytes spell(const LlamaModel& model, const std::vector<uint32_t>& symbols) {
+  Bytes raw;
+  for (const uint32_t s : symbols) {
+    const auto token = s < kVocabulary ? model.token(s) : std::span<const uint8_t>();
+    raw.insert(raw.end(), token.begin(), token.end());
+    if (s >= kVocabulary) raw.push_back(static_cast<uint8_t>(s - kVocabulary));
   }
+  return raw;
 }
 
-std::vector<Payloads> encode_by_rows(const LlamaModel& model, const std::vector<Lanes>& frames) {
+std::vector<Payloads> encode_by_rows(const LlamaModel& model, const std::vector<Frame>& frames) {
   std::vector<Payloads> payloads;
   size_t first = 0;
-  for (const Lanes& frame : frames) {
-    TokenFrameEncoder encoder(model, frame);
+  for (const Frame& frame : frames) {
+    TokenFrameEncoder encoder(model, frame.symbols, frame.lanes);
     Distribution distribution;
-    for (size_t lane = 0; lane < frame.size(); ++lane) {
-      for (size_t t = 0; t < frame[lane].size(); ++t) {
+    for (size_t lane = 0; lane < frame.lanes; ++lane) {
+      for (size_t t = 0; t < encoder.size(lane); ++t) {
         Row row = row_of(first + lane, t);
         encoder.predict(lane, t, row.data(), distribution);
       }
     }
     payloads.push_back(encoder.finish());
-    first += frame.size();
+    first += frame.lanes;
   }
   return payloads;
 }
 
-std::vector<Payloads> encode(const LlamaModel& model, const std::vector<Lanes>& frames,
+std::vector<Payloads> encode(const LlamaModel& model, const std::vector<Frame>& frames,
                              size_t threads, size_t block) {
   TokenLockstepEncoder encoder(model, frames, threads);
   for (size_t begin = 0; begin < encoder.steps(); begin += block) {
@@ -214,9 +206,9 @@ struct Decoded {
 Decoded decode_by_rows(const LlamaModel& model, const std::vector<std::span<const uint8_t>>& from,
                        size_t size, size_t first) {
   Decoded out{Bytes(size), {}};
-  TokenFrameDecoder decoder(model, from, out.raw);
   Distribution distribution;
   try {
+    TokenFrameDecoder decoder(model, from, size);
     for (size_t t = 0; !decoder.finished(); ++t) {
       for (size_t lane = 0; lane < from.size(); ++lane) {
         if (!decoder.active(lane)) continue;
@@ -226,7 +218,7 @@ Decoded decode_by_rows(const LlamaModel& model, const std::vector<std::span<cons
       }
       decoder.end_step();
     }
-    decoder.check_end();
+    decoder.finish(out.raw);
   } catch (const CorruptError& error) {
     out.error = error.what();
   }
@@ -257,7 +249,7 @@ std::vector<Decoded> decode(const LlamaModel& model,
   }
   for (size_t f = 0; f < from.size(); ++f) {
     try {
-      decoder.check(f);
+      decoder.finish(f);
     } catch (const CorruptError& error) {
       out[f].error = error.what();
     }
@@ -273,29 +265,17 @@ std::vector<std::vector<std::span<const uint8_t>>> views(const std::vector<Paylo
 
 void check_tokens() {
   const LlamaModel model = SmallModel().model();
-  std::vector<Lanes> frames = random_frames();
+  const std::vector<Frame> frames = random_frames();
   std::vector<size_t> sizes;
-  for (Lanes& frame : frames) {
-    make_even(model, frame);
-    sizes.push_back(frame.size() * bytes_of(model, frame[0]));
-  }
+  for (const Frame& frame : frames) sizes.push_back(spell(model, frame.symbols).size());
   const std::vector<Payloads> payloads = encode_by_rows(model, frames);
   CHECK(encode(model, frames, 1, 1) == payloads);
   CHECK(encode(model, frames, 3, 16) == payloads);
 
   for (const size_t threads : {size_t{1}, size_t{3}}) {
     const std::vector<Decoded> decoded = decode(model, views(payloads), sizes, threads);
-    for (size_t f = 0, first = 0; f < frames.size(); first += frames[f++].size()) {
-      Bytes raw;
-      for (const auto& lane : frames[f]) {
-        for (const uint32_t s : lane) {
-          const auto token = s < kVocabulary ? model.token(s) : std::span<const uint8_t>();
-          raw.insert(raw.end(), token.begin(), token.end());
-          if (s >= kVocabulary) raw.push_back(static_cast<uint8_t>(s - kVocabulary));
-        }
-      }
-      CHECK((decoded[f] == Decoded{raw, {}}));
-    }
+    for (size_t f = 0; f < frames.size(); ++f)
+      CHECK((decoded[f] == Decoded{spell(model, frames[f].symbols), {}}));
   }
 
   for (uint64_t seed = 0; seed < 8; ++seed) {
@@ -309,7 +289,7 @@ void check_tokens() {
     flipped[random.below(flipped.size())] ^= static_cast<uint8_t>(1 << random.below(8));
     const auto spans = views(bad);
     const std::vector<Decoded> decoded = decode(model, spans, sizes, 2);
-    for (size_t f = 0, first = 0; f < frames.size(); first += frames[f++].size()) {
+    for (size_t f = 0, first = 0; f < frames.size(); first += frames[f++].lanes) {
       const Decoded expected = decode_by_rows(model, spans[f], sizes[f], first);
       CHECK(expected.error.empty() != (f == 1 || f == 3));
       // What a frame holds when an error has ended it is nobody's.
@@ -319,7 +299,26 @@ void check_tokens() {
   }
 }
 
+// With a network of its own, which all threads ask.
+void check_codec() {
+  const LlamaModel model = SmallModel().model();
+  for (const Frame& frame : random_frames()) {
+    const Payloads payloads = encode_tokens(model, frame.symbols, frame.lanes, 1);
+    CHECK(encode_tokens(model, frame.symbols, frame.lanes, 3) == payloads);
+    const Bytes expected = spell(model, frame.symbols);
+    const std::vector<std::span<const uint8_t>> views(payloads.begin(), payloads.end());
+    for (const size_t threads : {size_t{1}, size_t{2}, size_t{5}}) {
+      Bytes raw(expected.size());
+      decode_tokens(model, views, raw, threads);
+      CHECK(raw == expected);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace lmzip
 
-int main() { lmzip::check_tokens(); }
+int main() {
+  lmzip::check_tokens();
+  lmzip::check_codec();
+}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from conftest import provenance
 from lmzip import models
-from lmzip.checkpoint import read_checkpoint
+from lmzip.checkpoint import Checkpoint, read_checkpoint
 from lmzip.codec import TOKEN_PROFILE, CodecRequest, ThreadShare
 from lmzip.container import METHOD_TOKENS
 from lmzip.token_codec import TokenCodec
@@ -95,14 +95,8 @@ def measure_pytorch(
 
     torch.set_num_threads(threads)
     found = read_checkpoint(checkpoint)
-    vocabulary = len(found.tensors["embed_tokens.weight"])
-    config = transformers.LlamaConfig(
-        **found.config, vocab_size=vocabulary, tie_word_embeddings=True
-    )
-    model = transformers.LlamaForCausalLM(config).eval()
-    weights = {f"model.{name}": torch.from_numpy(t) for name, t in found.tensors.items()}
-    missing = model.load_state_dict(weights, strict=False)
-    assert missing.missing_keys in ([], ["lm_head.weight"]), missing
+    model, vocabulary = float_model(found)
+    config = model.config
     document = plain_document(found.tokenizer)
     tokenizer = Tokenizer(token_bytes(found.tokenizer, vocabulary), json.dumps(document))
     tokens = torch.tensor([symbol % vocabulary for symbol in tokenizer.encode(raw)])
@@ -137,6 +131,22 @@ def measure_pytorch(
         "threads": threads,
         "model": checkpoint.stem,
     }
+
+
+def float_model(checkpoint: Checkpoint):
+    """transformers' model of a Llama in fp32, and the size of its vocabulary."""
+    import torch
+    import transformers
+
+    vocabulary = len(checkpoint.tensors["embed_tokens.weight"])
+    config = transformers.LlamaConfig(
+        **checkpoint.config, vocab_size=vocabulary, tie_word_embeddings=True
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    weights = {f"model.{name}": torch.from_numpy(t) for name, t in checkpoint.tensors.items()}
+    missing = model.load_state_dict(weights, strict=False)
+    assert missing.missing_keys in ([], ["lm_head.weight"]), missing
+    return model, vocabulary
 
 
 def main() -> None:

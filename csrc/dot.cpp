@@ -12,12 +12,12 @@ void pack(const int8_t* rows, size_t outputs, size_t inputs, Input, int8_t* pack
 
 template <typename T>
 void multiply_rows(const MatrixView& m, const T* x, size_t rows, int32_t* out) {
-  for (size_t row = 0; row < rows; ++row, x += m.inputs) {
+  for (size_t row = 0; row < rows; ++row, x += m.inputs, out += m.stride) {
     const int8_t* w = m.packed;
     for (size_t i = 0; i < m.outputs; ++i, w += m.inputs) {
       int32_t sum = 0;
       for (size_t k = 0; k < m.inputs; ++k) sum += int32_t{w[k]} * int32_t{x[k]};
-      *out++ = sum;
+      out[i] = sum;
     }
   }
 }

@@ -28,9 +28,10 @@ inline constexpr size_t round_up(size_t n, size_t step) { return (n + step - 1) 
 // share no inline function with them.
 struct MatrixView {
   Input input;
-  size_t outputs;           // a multiple of kOutputStep
-  size_t inputs;            // a multiple of kInputStep
-  const int8_t* packed;     // outputs * inputs bytes on a cache line
+  size_t outputs;        // a multiple of kOutputStep
+  size_t stride;         // of rows of sums; outputs, or those of the matrix that this is a part of
+  size_t inputs;         // a multiple of kInputStep
+  const int8_t* packed;  // outputs * inputs bytes on a cache line
   const int32_t* row_sums;  // (outputs): for kernels that shift their input to be unsigned
   bool from_memory;         // the model is larger than caches are: what comes next is fetched ahead
 };
@@ -39,7 +40,7 @@ struct DotKernel {
   // rows (outputs, inputs) -> packed, of the same size.  Weights lie in [-127, 127].
   void (*pack)(const int8_t* rows, size_t outputs, size_t inputs, Input input, int8_t* packed);
 
-  // x (rows, inputs) of the matrix's input type -> out (rows, outputs).
+  // x (rows, inputs) of the matrix's input type -> out (rows, outputs), rows being stride apart.
   // scratch: scratch_bytes(rows, inputs) bytes on a cache line, for the kernel's own form of x.
   void (*multiply)(const MatrixView& matrix, const void* x, size_t rows, int32_t* out,
                    uint8_t* scratch);

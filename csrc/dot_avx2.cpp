@@ -116,8 +116,8 @@ void multiply(const MatrixView& m, const void* x, size_t rows, int32_t* out, uin
     const int8_t* w = m.packed + panel * m.inputs;
     for (size_t row = 0; row < rows; row += kTile) {
       const size_t count = rows - row < kTile ? rows - row : kTile;
-      tiles[count - 1](w, prepared + 2 * row * m.inputs, m.inputs, out + row * m.outputs + panel,
-                       m.outputs);
+      tiles[count - 1](w, prepared + 2 * row * m.inputs, m.inputs, out + row * m.stride + panel,
+                       m.stride);
     }
   }
 }

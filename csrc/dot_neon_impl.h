@@ -71,7 +71,7 @@ struct NeonDot {
       const int32x4_t shift = vmulq_n_s32(vld1q_s32(m.row_sums + panel + 4 * i), offset);
       for (size_t r = 0; r < Rows; ++r) {
         const int32x4_t sum = vaddq_s32(vaddq_s32(V::total(sums[r][i]), hi[r][i]), shift);
-        vst1q_s32(out + r * m.outputs + panel + 4 * i, sum);
+        vst1q_s32(out + r * m.stride + panel + 4 * i, sum);
       }
     }
   }
@@ -87,7 +87,7 @@ struct NeonDot {
       for (size_t row = 0; row < rows; row += 2) {
         const auto run = rows - row < 2 ? tile<1> : tile<2>;
         run(m, panel, ready + row * m.inputs, lo == nullptr ? nullptr : lo + row * m.inputs, offset,
-            out + row * m.outputs);
+            out + row * m.stride);
       }
     }
   }

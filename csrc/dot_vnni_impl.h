@@ -56,7 +56,7 @@ struct VnniDot {
   // What a tile works on: the weights of its first panel, its first row.
   struct Tile {
     const int8_t* weights;
-    size_t inputs, outputs;
+    size_t inputs, stride;
     const int32_t* row_sums;
     const uint8_t* x;
     const uint8_t* lo;  // null but for 14 bits
@@ -109,7 +109,7 @@ struct VnniDot {
     for (size_t i = 0; i < kCount; ++i) {
       const Register shift = V::times(V::load(t.row_sums + V::kLanes * i), t.offset);
       for (size_t r = 0; r < Rows; ++r)
-        V::store(t.out + r * t.outputs + V::kLanes * i, V::sub(sums[r][i], shift));
+        V::store(t.out + r * t.stride + V::kLanes * i, V::sub(sums[r][i], shift));
     }
   }
 
@@ -137,7 +137,7 @@ struct VnniDot {
       rows -= count;
       t.x += count * t.inputs;
       if (t.lo != nullptr) t.lo += count * t.inputs;
-      t.out += count * t.outputs;
+      t.out += count * t.stride;
     }
   }
 
@@ -154,7 +154,7 @@ struct VnniDot {
       while (panels * kPanel > m.outputs - panel) panels /= 2;
       const Tile t = {m.packed + panel * m.inputs,
                       m.inputs,
-                      m.outputs,
+                      m.stride,
                       m.row_sums + panel,
                       ready,
                       lo,

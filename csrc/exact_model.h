@@ -34,7 +34,13 @@ struct Matrix {
   AlignedArray<int32_t> row_sums;
   bool from_memory = false;
 
-  MatrixView view() const { return {input, outputs, inputs, packed, row_sums.data(), from_memory}; }
+  MatrixView view() const { return part(0, outputs); }
+  // Outputs begin..end, multiples of kOutputStep; their sums go to out + begin.
+  MatrixView part(size_t begin, size_t end) const {
+    return {
+        input,      end - begin, outputs, inputs, packed + begin * inputs, row_sums.data() + begin,
+        from_memory};
+  }
 };
 
 // Products and the scale of each output.

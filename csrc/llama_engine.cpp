@@ -7,6 +7,7 @@
 #include <cassert>
 #include <cmath>
 #include <cstring>
+#include <tuple>
 
 namespace lmzip {
 
@@ -71,40 +72,45 @@ struct LlamaWorkspace::Sizes {
     scores = llama_attention_scratch(round_up(window, kLlamaSlotStep) + kLlamaSlotStep);
   }
 
-  size_t memory() const {
+  size_t memory(size_t threads) const {
     const size_t row = d_model * 4 + 4 + inputs * 6 + outputs * 4;
-    return rows * row + head_dim * 18 + std::max(qkv, d_model) * 4 + scores * 4 +
-           scratch_bytes(rows, inputs);
+    const size_t own =
+        head_dim * 18 + std::max(qkv, d_model) * 4 + scores * 4 + scratch_bytes(rows, inputs);
+    return rows * row + threads * own;
   }
 };
 
-LlamaWorkspace::LlamaWorkspace(const Sizes& s)
-    : x(s.rows * s.d_model),
+LlamaWorkspace::LlamaWorkspace(const Sizes& s, size_t threads)
+    : widest(s.inputs),
+      x(s.rows * s.d_model),
       r(s.rows),
       y(s.rows * s.inputs),
       q(s.rows * s.inputs),
-      acc(s.rows * s.outputs),
-      rotation(2 * s.head_dim),
-      u(std::max(s.qkv, s.d_model)),
-      t(s.head_dim),
-      queries(2 * kLlamaHeadsTogether * s.head_dim),
-      scores(s.scores),
-      scratch(scratch_bytes(s.rows, s.inputs)) {}
+      acc(s.rows * s.outputs) {
+  for (size_t i = 0; i < threads; ++i) {
+    own.push_back(
+        {AlignedArray<int32_t>(2 * s.head_dim), AlignedArray<int32_t>(std::max(s.qkv, s.d_model)),
+         AlignedArray<int16_t>(s.head_dim),
+         AlignedArray<int8_t>(2 * kLlamaHeadsTogether * s.head_dim),
+         AlignedArray<int32_t>(s.scores), AlignedArray<uint8_t>(scratch_bytes(s.rows, s.inputs))});
+  }
+}
 
-LlamaWorkspace::LlamaWorkspace(const LlamaModel& model, size_t rows)
-    : LlamaWorkspace(Sizes(model, rows)) {}
+LlamaWorkspace::LlamaWorkspace(const LlamaModel& model, size_t rows, size_t threads)
+    : LlamaWorkspace(Sizes(model, rows), threads) {}
 
-size_t LlamaWorkspace::memory(const LlamaModel& model, size_t rows) {
-  return Sizes(model, rows).memory();
+size_t LlamaWorkspace::memory(const LlamaModel& model, size_t rows, size_t threads) {
+  return Sizes(model, rows).memory(threads);
 }
 
 // One call of llama_forward().
 class LlamaForward {
   static constexpr float kPostLimit = 0x1p22f;
+  static constexpr size_t kTeamOutputs = 32;  // a part of a product is a multiple: whole tiles
 
  public:
   LlamaForward(const LlamaModel& model, std::span<const LlamaRow> rows, LlamaCache& cache,
-               LlamaWorkspace& workspace)
+               LlamaWorkspace& workspace, LlamaTeam& team)
       : model_(model),
         arch_(model.arch()),
         stages_(model.stages()),
@@ -113,8 +119,14 @@ class LlamaForward {
         residual_(std::ldexp(1.0f, model.arch().residual_bits)),
         rows_(rows),
         cache_(cache),
-        w_(workspace) {}
+        team_(team),
+        w_(workspace),
+        own_(workspace.own[team.thread()]) {
+    std::tie(first_, last_) = team.part(rows.size());
+  }
 
+  // Between two meetings a thread writes its own rows, or its own outputs of all rows, or its own
+  // heads, and reads what was written before the first.
   void run(int32_t* logits, LayerGate* gate) {
     embed();
     for (size_t i = 0; i < arch_.n_layers; ++i) {
@@ -122,7 +134,7 @@ class LlamaForward {
       normalize(layer.attention_norm, layer.qkv);
       multiply(layer.qkv);
       if (gate != nullptr) gate->enter(i);
-      for (size_t row = 0; row < rows_.size(); ++row) attend(i, layer, row);
+      attend(i, layer);
       if (gate != nullptr) gate->leave(i);
       project(layer);
       feed_forward(layer);
@@ -136,9 +148,23 @@ class LlamaForward {
     return w_.acc.data() + row * product.weight.outputs;
   }
 
+  float* y(size_t row) { return w_.y.data() + row * w_.widest; }
+
+  // All rows' inputs are there when it begins, all outputs when it returns.
   void multiply(const Product& product) {
-    model_.dot().multiply(product.weight.view(), w_.q.data(), rows_.size(), w_.acc.data(),
-                          w_.scratch.data());
+    team_.meet();
+    multiply_part(product);
+    team_.meet();
+  }
+
+  // Returns which outputs this thread has made.
+  std::pair<size_t, size_t> multiply_part(const Product& product) {
+    const auto [begin, end] = team_.part(product.weight.outputs, kTeamOutputs);
+    if (begin < end) {
+      model_.dot().multiply(product.weight.part(begin, end), w_.q.data(), rows_.size(),
+                            w_.acc.data() + begin, own_.scratch.data());
+    }
+    return {begin, end};
   }
 
   // y (inputs) with the largest magnitude m -> the row's input of the product; returns r.
@@ -150,7 +176,7 @@ class LlamaForward {
   }
 
   void embed() {
-    for (size_t i = 0; i < rows_.size(); ++i) {
+    for (size_t i = first_; i < last_; ++i) {
       const uint32_t token = rows_[i].token;
       assert(token < arch_.vocabulary);
       stages_.embed(model_.embedding(token), model_.embedding_scale(token) * residual_, d_, x(i));
@@ -158,9 +184,9 @@ class LlamaForward {
   }
 
   void normalize(const AlignedArray<float>& gain, const Product& product) {
-    for (size_t i = 0; i < rows_.size(); ++i) {
-      const float m = stages_.scale(x(i), gain.data(), d_, w_.y.data());
-      w_.r[i] = quantize(w_.y.data(), m, product, i) * root_mean_scale(x(i));
+    for (size_t i = first_; i < last_; ++i) {
+      const float m = stages_.scale(x(i), gain.data(), d_, y(i));
+      w_.r[i] = quantize(y(i), m, product, i) * root_mean_scale(x(i));
     }
   }
 
@@ -175,32 +201,44 @@ class LlamaForward {
            std::ldexp(1.0f, -s);
   }
 
-  void attend(size_t i, const LlamaLayer& layer, size_t row) {
+  // Groups of heads of one row after the other, shared by the team.
+  void attend(size_t i, const LlamaLayer& layer) {
+    const size_t groups = arch_.n_kv_heads;
+    const auto [begin, end] = team_.part(rows_.size() * groups);
+    for (size_t task = begin; task < end;) {
+      const size_t row = task / groups;
+      begin_row(layer, row);
+      for (; task < end && task / groups == row; ++task) attend_group(i, layer, row, task % groups);
+    }
+  }
+
+  void begin_row(const LlamaLayer& layer, size_t row) {
     const uint32_t t = rows_[row].position;
     stages_.heads(acc(layer.qkv, row), w_.r[row] * 4096.0f, layer.qkv.scale.data(),
-                  layer.qkv_bias.data(), layer.qkv.weight.outputs, w_.u.data());
+                  layer.qkv_bias.data(), layer.qkv.weight.outputs, own_.u.data());
     const size_t half = arch_.head_dim / 2;
-    int32_t* rotation = w_.rotation.data();
+    int32_t* rotation = own_.rotation.data();
     model_.rotation(layer.local, t, rotation, rotation + half);
     const auto end = static_cast<uint32_t>(layer.window + layer.sinks - 1);
     if (t > end) model_.rotation(layer.local, end, rotation + 2 * half, rotation + 3 * half);
-    remember(i, layer, row);
-    float* p = w_.y.data() + row * heads_;
+  }
+
+  void attend_group(size_t i, const LlamaLayer& layer, size_t row, size_t g) {
+    const bool turned = rows_[row].position > layer.window + layer.sinks - 1;
+    remember(i, layer, row, g);
     const size_t group = arch_.n_heads / arch_.n_kv_heads;
-    for (size_t g = 0; g < arch_.n_kv_heads; ++g) {
-      for (size_t h = g * group; h < (g + 1) * group; h += kLlamaHeadsTogether) {
-        const size_t heads = std::min(kLlamaHeadsTogether, (g + 1) * group - h);
-        attend_heads(i, layer, row, g, h, heads, t > end, p + h * arch_.head_dim);
-      }
+    for (size_t h = g * group; h < (g + 1) * group; h += kLlamaHeadsTogether) {
+      const size_t heads = std::min(kLlamaHeadsTogether, (g + 1) * group - h);
+      attend_heads(i, layer, row, g, h, heads, turned, y(row) + h * arch_.head_dim);
     }
   }
 
   // A head's channels of u to 14 bits; returns its scale.
   float level(const int32_t* u, const AlignedArray<float>& norm) {
     const size_t d = arch_.head_dim;
-    auto* y = reinterpret_cast<float*>(w_.scores.data());
+    auto* y = reinterpret_cast<float*>(own_.scores.data());
     const float m = stages_.scale(u, norm.size() != 0 ? norm.data() : nullptr, d, y);
-    const float r = stages_.quantize(y, m, 8191, d, w_.t.data());
+    const float r = stages_.quantize(y, m, 8191, d, own_.t.data());
     if (norm.size() == 0) return r * 0x1p-12f;
     int64_t sum = arch_.head_epsilon;
     for (size_t c = 0; c < d; ++c) sum += int64_t{u[c]} * u[c];
@@ -209,40 +247,38 @@ class LlamaForward {
 
   float rotate(float scale, const int32_t* rotation, int8_t* out) {
     const size_t half = arch_.head_dim / 2;
-    const int32_t m = stages_.rotate(w_.t.data(), rotation, rotation + half, half, out);
+    const int32_t m = stages_.rotate(own_.t.data(), rotation, rotation + half, half, out);
     return scale * 0x1p-14f * (static_cast<float>(m) / 127.0f);
   }
 
-  // The row's keys and values, into their slot of the cache.
-  void remember(size_t i, const LlamaLayer& layer, size_t row) {
+  // The row's key and value of group g, into their slot of the cache.
+  void remember(size_t i, const LlamaLayer& layer, size_t row, size_t g) {
     const size_t d = arch_.head_dim, slot = cache_.slot(i, rows_[row].position);
-    int8_t* q = w_.queries.data();
-    for (size_t g = 0; g < arch_.n_kv_heads; ++g) {
-      const LlamaHeadCache head = cache_.head(rows_[row].lane, i, g);
-      const int32_t* key = w_.u.data() + heads_ + g * d;
-      head.key_scales[slot] = rotate(level(key, layer.k_norm), w_.rotation.data(), q);
-      int8_t* to = head.keys + slot / 16 * 16 * d + slot % 16 * 4;
-      for (size_t c = 0; c < d; c += 4) std::memcpy(to + 16 * c, q + c, 4);
+    int8_t* q = own_.queries.data();
+    const LlamaHeadCache head = cache_.head(rows_[row].lane, i, g);
+    const int32_t* key = own_.u.data() + heads_ + g * d;
+    head.key_scales[slot] = rotate(level(key, layer.k_norm), own_.rotation.data(), q);
+    int8_t* to = head.keys + slot / 16 * 16 * d + slot % 16 * 4;
+    for (size_t c = 0; c < d; c += 4) std::memcpy(to + 16 * c, q + c, 4);
 
-      auto* y = reinterpret_cast<float*>(w_.scores.data());
-      const float m = stages_.scale(key + arch_.n_kv_heads * d, nullptr, d, y);
-      head.value_scales[slot] = stages_.quantize(y, m, 127, d, q) * 0x1p-12f;
-      to = head.values + slot / 4 * 4 * d + slot % 4;
-      for (size_t c = 0; c < d; ++c) to[4 * c] = q[c];
-    }
+    auto* values = reinterpret_cast<float*>(own_.scores.data());
+    const float m = stages_.scale(key + arch_.n_kv_heads * d, nullptr, d, values);
+    head.value_scales[slot] = stages_.quantize(values, m, 127, d, q) * 0x1p-12f;
+    to = head.values + slot / 4 * 4 * d + slot % 4;
+    for (size_t c = 0; c < d; ++c) to[4 * c] = q[c];
   }
 
   // Heads h to h + heads, of group g.
   void attend_heads(size_t i, const LlamaLayer& layer, size_t row, size_t g, size_t h, size_t heads,
                     bool turned, float* p) {
     const size_t d = arch_.head_dim, t = rows_[row].position;
-    int8_t *near = w_.queries.data(), *far = near + kLlamaHeadsTogether * d;
+    int8_t *near = own_.queries.data(), *far = near + kLlamaHeadsTogether * d;
     float near_scales[kLlamaHeadsTogether], far_scales[kLlamaHeadsTogether];
     for (size_t k = 0; k < heads; ++k) {
-      const float scale = level(w_.u.data() + (h + k) * d, layer.q_norm);
-      near_scales[k] = rotate(scale, w_.rotation.data(), near + k * d) * model_.softmax();
+      const float scale = level(own_.u.data() + (h + k) * d, layer.q_norm);
+      near_scales[k] = rotate(scale, own_.rotation.data(), near + k * d) * model_.softmax();
       if (!turned) continue;
-      far_scales[k] = rotate(scale, w_.rotation.data() + d, far + k * d) * model_.softmax();
+      far_scales[k] = rotate(scale, own_.rotation.data() + d, far + k * d) * model_.softmax();
     }
     const LlamaHeadCache head = cache_.head(rows_[row].lane, i, g);
     const size_t seen = t + 1;
@@ -261,7 +297,7 @@ class LlamaForward {
                                  turned ? far_scales : near_scales,
                                  near_scales,
                                  next_keys(i, row, g)};
-    stages_.attend(view, w_.scores.data(), p);
+    stages_.attend(view, own_.scores.data(), p);
   }
 
   // Those of the group after g, or of the next row.
@@ -271,12 +307,13 @@ class LlamaForward {
   }
 
   void project(const LlamaLayer& layer) {
-    for (size_t row = 0; row < rows_.size(); ++row) {
-      const float* p = w_.y.data() + row * heads_;
+    team_.meet();  // a row's heads are of several threads
+    for (size_t row = first_; row < last_; ++row) {
+      const float* p = y(row);
       w_.r[row] = quantize(p, stages_.largest(p, heads_), layer.out, row);
     }
     multiply(layer.out);
-    for (size_t row = 0; row < rows_.size(); ++row)
+    for (size_t row = first_; row < last_; ++row)
       add(layer.out, layer.attention_post_norm, row, w_.r[row] * residual_);
   }
 
@@ -287,9 +324,9 @@ class LlamaForward {
       stages_.add(sums, r, product.scale.data(), d_, x(row));
       return;
     }
-    const float m = stages_.scale(sums, product.scale.data(), d_, w_.y.data());
+    const float m = stages_.scale(sums, product.scale.data(), d_, y(row));
     if (m == 0.0f) return;
-    int32_t* u = w_.u.data();
+    int32_t* u = own_.u.data();
     std::fill_n(u, d_, 0);
     stages_.add(sums, kPostLimit / m, product.scale.data(), d_, u);
     const float unit = std::clamp(m * (1.0f / kPostLimit) * r, 0x1p-40f, 0x1p60f);
@@ -306,37 +343,44 @@ class LlamaForward {
     normalize(layer.mlp_norm, layer.gate_up);
     multiply(layer.gate_up);
     const float* scale = layer.gate_up.scale.data();
-    for (size_t row = 0; row < rows_.size(); ++row) {
+    for (size_t row = first_; row < last_; ++row) {
       const int32_t* sums = acc(layer.gate_up, row);
       const float m = stages_.gate(sums, sums + d_ff, w_.r[row], scale, scale + d_ff,
-                                   model_.sigmoid(), d_ff, w_.y.data());
-      w_.r[row] = quantize(w_.y.data(), m, layer.down, row) * w_.r[row] * (residual_ * 0x1p-16f);
+                                   model_.sigmoid(), d_ff, y(row));
+      w_.r[row] = quantize(y(row), m, layer.down, row) * w_.r[row] * (residual_ * 0x1p-16f);
     }
     multiply(layer.down);
-    for (size_t row = 0; row < rows_.size(); ++row)
+    for (size_t row = first_; row < last_; ++row)
       add(layer.down, layer.mlp_post_norm, row, w_.r[row]);
   }
 
+  // A thread's outputs become logits as they are: nobody else asks for them.
   void make_logits(int32_t* logits) {
     const size_t vocabulary = arch_.vocabulary;
     normalize(model_.head_norm(), model_.head()[0]);
+    team_.meet();
     for (size_t block = 0; block < model_.head().size(); ++block) {
       const Product& head = model_.head()[block];
-      const size_t begin = block * kHeadBlock, size = std::min(kHeadBlock, vocabulary - begin);
-      multiply(head);
+      // The last block may be smaller, and others' sums still lie where this thread's will.
+      if (block > 0 && head.weight.outputs != model_.head()[0].weight.outputs) team_.meet();
+      const auto [begin, end] = multiply_part(head);
+      const size_t all = block * kHeadBlock + begin;
+      if (begin >= end || all >= vocabulary) continue;
       for (size_t row = 0; row < rows_.size(); ++row) {
-        // A padded block would write past the row: it is done in place, and copied.
-        int32_t* sums = acc(head, row);
-        int32_t* to = logits + row * vocabulary + begin;
-        const bool whole = size == head.weight.outputs;
-        stages_.logits(sums, w_.r[row], head.scale.data(), head.weight.outputs, whole ? to : sums);
-        if (!whole) std::copy_n(sums, size, to);
+        // Padded outputs would be written past the row: it is done in place, and copied.
+        int32_t* sums = acc(head, row) + begin;
+        int32_t* to = logits + row * vocabulary + all;
+        const size_t n = end - begin, size = std::min(n, vocabulary - all);
+        stages_.logits(sums, w_.r[row], head.scale.data() + begin, n, size == n ? to : sums);
+        if (size != n) std::copy_n(sums, size, to);
       }
     }
-    for (size_t row = 0; row < rows_.size(); ++row) {
+    team_.meet();
+    for (size_t row = first_; row < last_; ++row) {
       for (const uint32_t id : model_.unused_tokens())
         logits[row * vocabulary + id] = -kLlamaLogitMax;
     }
+    team_.meet();
   }
 
   const LlamaModel& model_;
@@ -346,13 +390,32 @@ class LlamaForward {
   const float residual_;  // units of the residual stream in 1
   const std::span<const LlamaRow> rows_;
   LlamaCache& cache_;
+  LlamaTeam& team_;
   LlamaWorkspace& w_;
+  LlamaWorkspace::Own& own_;
+  size_t first_, last_;  // this thread's rows
 };
+
+namespace {
+
+struct Alone : LlamaTeam {
+  Alone() : LlamaTeam(0, 1) {}
+  void meet() override {}
+};
+
+}  // namespace
 
 void llama_forward(const LlamaModel& model, std::span<const LlamaRow> rows, LlamaCache& cache,
                    LlamaWorkspace& workspace, int32_t* logits, LayerGate* gate) {
   assert(rows.size() <= kLlamaRows);
-  if (!rows.empty()) LlamaForward(model, rows, cache, workspace).run(logits, gate);
+  Alone alone;
+  if (!rows.empty()) LlamaForward(model, rows, cache, workspace, alone).run(logits, gate);
+}
+
+void llama_forward(const LlamaModel& model, std::span<const LlamaRow> rows, LlamaCache& cache,
+                   LlamaWorkspace& workspace, int32_t* logits, LlamaTeam& team) {
+  assert(rows.size() <= kLlamaRows);
+  if (!rows.empty()) LlamaForward(model, rows, cache, workspace, team).run(logits, nullptr);
 }
 
 }  // namespace lmzip

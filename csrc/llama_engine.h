@@ -4,9 +4,11 @@
 // share is the cache of keys and values: a row reads those of earlier positions of its lane, and
 // leaves its own.  So a step of all lanes and a run of positions of one lane are the same call.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "engine.h"  // LayerGate
@@ -64,34 +66,66 @@ class LlamaCache {
   AlignedArray<int8_t> data_;
 };
 
-// The buffers of one thread.
+// The buffers of one call: of a thread, or of a team.
 class LlamaWorkspace {
  public:
   // 1 <= rows <= kLlamaRows
-  LlamaWorkspace(const LlamaModel& model, size_t rows);
-  static size_t memory(const LlamaModel& model, size_t rows);
+  LlamaWorkspace(const LlamaModel& model, size_t rows, size_t threads = 1);
+  static size_t memory(const LlamaModel& model, size_t rows, size_t threads = 1);
 
  private:
   friend class LlamaForward;
   struct Sizes;
-  explicit LlamaWorkspace(const Sizes& sizes);
+  LlamaWorkspace(const Sizes& sizes, size_t threads);
 
-  AlignedArray<int32_t> x;         // (rows, d_model): the residual stream
-  AlignedArray<float> r;           // (rows)
-  AlignedArray<float> y;           // (rows, widest input): before quantization
-  AlignedArray<int16_t> q;         // (rows, widest input): int8 or int16
-  AlignedArray<int32_t> acc;       // (rows, widest output)
-  AlignedArray<int32_t> rotation;  // (4, head_dim / 2): at the row's position; at the sinks' end
-  AlignedArray<int32_t> u;         // (qkv outputs or d_model)
-  AlignedArray<int16_t> t;         // (head_dim)
-  AlignedArray<int8_t> queries;    // (2, heads, head_dim): near, far; or a key, or a value
-  AlignedArray<int32_t> scores;
-  AlignedArray<uint8_t> scratch;
+  // What a thread has to itself.
+  struct Own {
+    AlignedArray<int32_t> rotation;  // (4, head_dim / 2): at the row's position; at the sinks' end
+    AlignedArray<int32_t> u;         // (qkv outputs or d_model)
+    AlignedArray<int16_t> t;         // (head_dim)
+    AlignedArray<int8_t> queries;    // (2, heads, head_dim): near, far; or a key, or a value
+    AlignedArray<int32_t> scores;
+    AlignedArray<uint8_t> scratch;
+  };
+
+  size_t widest;              // input
+  AlignedArray<int32_t> x;    // (rows, d_model): the residual stream
+  AlignedArray<float> r;      // (rows)
+  AlignedArray<float> y;      // (rows, widest input): before quantization
+  AlignedArray<int16_t> q;    // (rows, widest input): int8 or int16
+  AlignedArray<int32_t> acc;  // (rows, widest output)
+  std::vector<Own> own;       // (threads)
+};
+
+// One of several threads that take the same rows through the network together, so that each reads
+// but a part of the weights: of few rows they are what takes time.
+class LlamaTeam {
+ public:
+  LlamaTeam(size_t thread, size_t threads) : thread_(thread), threads_(threads) {}
+  virtual ~LlamaTeam() = default;
+  virtual void meet() = 0;  // returns when all have come
+
+  size_t thread() const { return thread_; }
+
+  // This thread's part of n things, in steps.
+  std::pair<size_t, size_t> part(size_t n, size_t step = 1) const {
+    const size_t steps = (n + step - 1) / step;
+    return {std::min(n, steps * thread_ / threads_ * step),
+            std::min(n, steps * (thread_ + 1) / threads_ * step)};
+  }
+
+ private:
+  size_t thread_, threads_;
 };
 
 // rows (at most the workspace's) -> logits (rows, vocabulary).  A lane's rows come in order of
 // position, from 0 and without gaps, over all calls.  FloatMode must be in scope.
 void llama_forward(const LlamaModel& model, std::span<const LlamaRow> rows, LlamaCache& cache,
                    LlamaWorkspace& workspace, int32_t* logits, LayerGate* gate = nullptr);
+
+// The same by a team, all of which call it with the same arguments but their own `team`; of
+// each lane there is one row.  Returns when all logits are there.
+void llama_forward(const LlamaModel& model, std::span<const LlamaRow> rows, LlamaCache& cache,
+                   LlamaWorkspace& workspace, int32_t* logits, LlamaTeam& team);
 
 }  // namespace lmzip

@@ -82,6 +82,27 @@ class Job {
   std::exception_ptr error_;
 };
 
+// Where the threads of a job meet, time and again.
+class Barrier {
+ public:
+  explicit Barrier(size_t threads) : threads_(threads) {}
+
+  // Returns when all have come; what they wrote before can be read.
+  void meet(Job& job, size_t thread) {
+    const size_t round = round_.load(std::memory_order_relaxed);  // none ends without this thread
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads_) {
+      job.wait(thread, [&] { return round_.load(std::memory_order_acquire) != round; });
+      return;
+    }
+    arrived_.store(0, std::memory_order_relaxed);
+    round_.store(round + 1, std::memory_order_release);
+  }
+
+ private:
+  const size_t threads_;
+  std::atomic<size_t> arrived_{0}, round_{0};
+};
+
 // Calls work(thread) in `threads` threads, the calling one being number 0, each in the default
 // floating-point mode; returns when all are done, and throws the first thing that any has thrown.
 template <typename Work>

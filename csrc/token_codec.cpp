@@ -93,10 +93,13 @@ class TokenEncoder {
 
 // --- decoding ---
 
-// Each thread has lanes of its own, and takes a step with all of them at once.  What the network
-// says depends on their own tokens alone, so nobody waits for others but before its coders: there
-// the frame must have learned from the step before, which the last thread that is done with it sees
-// to.
+// Lanes are shared by the threads, each of which takes a step with all of its own.  Where there are
+// not enough for two, threads take all lanes through the network as a team, and share what is left
+// to do: a step of few lanes waits for memory, and a team reads the weights once.  It meets 270
+// times in a step of 30 layers, though, so that on a busy machine threads of their own do better.
+// What the network says of a lane depends on its own tokens alone, so nobody waits for others' but
+// before its coders: there the frame must have learned from the step before, which the last thread
+// that is done with it sees to.
 class TokenDecoder {
  public:
   TokenDecoder(const LlamaModel& model, std::span<const std::span<const uint8_t>> payloads,
@@ -104,8 +107,18 @@ class TokenDecoder {
       : model_(model),
         frame_(model, payloads, raw_size),
         cache_(model, payloads.size(), frame_.longest()),
-        threads_(std::clamp<size_t>(payloads.size() / kLeastShare, 1,
-                                    std::clamp<size_t>(threads, 1, kMaxThreads))) {}
+        together_(payloads.size() < 2 * kLeastShare),
+        threads_(together_ ? std::clamp<size_t>(threads, 1, kMostTogether)
+                           : std::clamp<size_t>(payloads.size() / kLeastShare, 1,
+                                                std::clamp<size_t>(threads, 1, kMaxThreads))),
+        barrier_(threads_) {
+    const size_t blocks = together_ ? 1 : threads_, lanes = frame_.lanes();
+    const size_t rows = std::min((lanes + blocks - 1) / blocks, kLlamaRows);
+    for (size_t i = 0; i < blocks; ++i) {
+      blocks_.push_back({LlamaWorkspace(model, rows, together_ ? threads_ : 1),
+                         AlignedArray<int32_t>(rows * model.arch().vocabulary), rows});
+    }
+  }
 
   void run(std::span<uint8_t> raw, Interrupt interrupt) {
     Job job(std::move(interrupt));
@@ -113,27 +126,54 @@ class TokenDecoder {
     frame_.finish(raw);
   }
 
+  static constexpr size_t kMostTogether = 4;  // threads: memory is at its limit with fewer
+
  private:
-  // For a single row a thread would read all weights, and be no faster than one thread with both.
-  static constexpr size_t kLeastShare = 2;
+  static constexpr size_t kLeastShare = 2;  // lanes of a thread
+
+  // What a team or a thread works in, so many rows at a time.
+  struct Block {
+    LlamaWorkspace workspace;
+    AlignedArray<int32_t> logits;
+    size_t rows;
+  };
+
+  struct Member : LlamaTeam {
+    Member(size_t thread, size_t threads, Barrier& barrier, Job& job)
+        : LlamaTeam(thread, threads), barrier_(barrier), job_(job) {}
+    void meet() override { barrier_.meet(job_, thread()); }
+
+   private:
+    Barrier& barrier_;
+    Job& job_;
+  };
 
   void work(Job& job, size_t thread) {
-    const size_t end = frame_.lanes() * (thread + 1) / threads_;
+    Member team(thread, threads_, barrier_, job);
+    const size_t lanes = frame_.lanes();
+    const size_t first = together_ ? 0 : lanes * thread / threads_;
+    const size_t last = together_ ? lanes : lanes * (thread + 1) / threads_;
+    Block& block = blocks_[together_ ? 0 : thread];
     std::vector<LlamaRow> rows;
-    for (size_t lane = frame_.lanes() * thread / threads_; lane < end; ++lane)
+    for (size_t lane = first; lane < last; ++lane)
       rows.push_back({static_cast<uint32_t>(lane), 0, model_.arch().start});
-    const size_t block = std::min(rows.size(), kLlamaRows);
-    LlamaWorkspace workspace(model_, block);
-    AlignedArray<int32_t> logits(block * model_.arch().vocabulary);
     Distribution distribution;
-    for (size_t t = 0; t < frame_.longest(); ++t) {
+    for (uint32_t t = 0; t < frame_.longest(); ++t) {
       job.check(thread);
-      std::erase_if(rows, [&](const LlamaRow& row) { return !frame_.active(row.lane); });
-      for (size_t begin = 0; begin < rows.size(); begin += block) {
-        const std::span some(rows.data() + begin, std::min(block, rows.size() - begin));
-        llama_forward(model_, some, cache_, workspace, logits.data());
+      for (size_t begin = first; begin < last; begin += block.rows) {
+        const std::span some(rows.data() + (begin - first), std::min(block.rows, last - begin));
+        auto own = std::pair(size_t{0}, some.size());
+        if (together_) {
+          llama_forward(model_, some, cache_, block.workspace, block.logits.data(), team);
+          own = team.part(some.size());
+        } else {
+          llama_forward(model_, some, cache_, block.workspace, block.logits.data());
+        }
         wait_until_learned(job, thread, t);
-        decode(some, logits.data(), distribution);
+        for (size_t i = own.first; i < own.second; ++i)
+          decode(some[i], block.logits.data() + i * model_.arch().vocabulary, distribution);
+        for (LlamaRow& row : some)
+          ++row.position;  // a team's tokens are known to their thread only
       }
       wait_until_learned(job, thread, t);  // without rows, too: nobody arrives twice in a step
       if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads_) continue;
@@ -147,19 +187,21 @@ class TokenDecoder {
     job.wait(thread, [&] { return learned_.load(std::memory_order_acquire) == steps; });
   }
 
-  void decode(std::span<LlamaRow> rows, int32_t* logits, Distribution& distribution) {
-    for (LlamaRow& row : rows) {
-      row.token = frame_.decode(row.lane, logits, distribution);
-      // Damaged payloads often end early; there is no need to decode the rest of the frame then.
-      if (row.position++ % 64 == 0) frame_.check_truncation(row.lane);
-      logits += model_.arch().vocabulary;
-    }
+  // Lanes that have ended, one step before the others, are not left out: rows keep their threads.
+  void decode(LlamaRow& row, int32_t* logits, Distribution& distribution) {
+    if (!frame_.active(row.lane)) return;
+    row.token = frame_.decode(row.lane, logits, distribution);
+    // Damaged payloads often end early; there is no need to decode the rest of the frame then.
+    if (row.position % 64 == 0) frame_.check_truncation(row.lane);
   }
 
   const LlamaModel& model_;
   TokenFrameDecoder frame_;
   LlamaCache cache_;
+  const bool together_;
   const size_t threads_;
+  Barrier barrier_;
+  std::vector<Block> blocks_;
   std::atomic<size_t> arrived_{0};  // threads that are done with the current step
   std::atomic<size_t> learned_{0};  // steps
 };
@@ -181,9 +223,13 @@ void decode_tokens(const LlamaModel& model, std::span<const std::span<const uint
 
 size_t token_memory(const LlamaModel& model, size_t raw_size, size_t lanes) {
   constexpr size_t kLaneState = 1 << 15;  // its candidates: 532 at most
+  const size_t logits = model.arch().vocabulary * sizeof(int32_t);
+  const size_t rows = std::min(lanes, kLlamaRows);
+  const size_t team =
+      LlamaWorkspace::memory(model, rows, TokenDecoder::kMostTogether) + rows * logits;
   // Threads round up the rows that are worked on, to less than twice as many as lanes.
-  const size_t row = LlamaWorkspace::memory(model, 1) + model.arch().vocabulary * sizeof(int32_t);
-  return LlamaCache::memory(model, lanes, (raw_size + lanes - 1) / lanes) + 2 * lanes * row +
+  const size_t apart = 2 * lanes * (LlamaWorkspace::memory(model, 1) + logits);
+  return LlamaCache::memory(model, lanes, (raw_size + lanes - 1) / lanes) + std::max(team, apart) +
          lanes * kLaneState + 3 * raw_size + Recall::memory() +
          TokenChoice::memory(model.arch().vocabulary);
 }

@@ -18,8 +18,9 @@ import reference_tokens
 from lmzip import _core, cli, codec, llama_model, models
 from lmzip.container import METHOD_TOKENS, FrameHeader, read_varint
 from lmzip.errors import CorruptError, LimitError, LmzipError, ModelMismatchError, UnsupportedError
-from lmzip.llama_model import LlamaModel
+from lmzip.llama_model import LlamaArchitecture, LlamaModel
 from random_llama import random_llama, small_llama
+from test_llama_engine import ARCHITECTURES
 
 KERNELS = _core.kernels()
 MODEL = random_llama(small_llama(), 7)
@@ -131,6 +132,24 @@ def test_any_lanes_threads_and_kernels_give_the_same(kernel: str) -> None:
         expected = _core.encode_tokens(NATIVE, symbols, lanes, 1)
         for threads in (1, 2, 5):
             assert _core.encode_tokens(model, symbols, lanes, threads) == expected
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+def test_a_team_of_threads_decodes_what_one_thread_does(
+    architecture: LlamaArchitecture, kernel: str
+) -> None:
+    """Every thread makes a part of each product: rows, outputs and heads divide otherwise."""
+    made = random_llama(architecture, 3)
+    _core.set_active_kernel(kernel)
+    model = _core.LlamaModel(made.tensors, architecture.to_native())
+    usable = [i for i, t in enumerate(made.tokens) if t]
+    symbols = np.random.default_rng(6).choice(usable, 100).tolist()
+    raw = b"".join(made.tokens[s] for s in symbols)
+    for lanes, threads in ((1, 2), (3, 2), (2, 4), (5, 2)):  # up to three lanes: a team
+        payloads = _core.encode_tokens(model, symbols, lanes, 1)
+        assert _core.decode_tokens(model, payloads, len(raw), 1) == raw
+        assert _core.decode_tokens(model, payloads, len(raw), threads) == raw
 
 
 @given(st.binary(max_size=400), st.integers(1, 9), st.sampled_from(KERNELS), st.integers(1, 4))

@@ -8,7 +8,6 @@ The same tokens in the same contexts: the text in rows of 1024 tokens, each by i
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from conftest import provenance
 from lmzip import _core, llama_model, models
 from lmzip.checkpoint import read_checkpoint
-from lmzip.tokenization import Tokenizer, plain_document, token_bytes
+from lmzip.tokenization import Tokenizer
 from pretrained import TEXTS, add_row, float_model, read
 
 ROW = 1024
@@ -64,10 +63,8 @@ def main() -> None:
     torch.set_num_threads(2)
     info = models.find(args.model)
     exact = llama_model.parse(info.path.read_bytes())
-    checkpoint = read_checkpoint(args.checkpoint)
-    floats, vocabulary = float_model(checkpoint)
-    document = json.dumps(plain_document(checkpoint.tokenizer))
-    tokenizer = Tokenizer(token_bytes(checkpoint.tokenizer, vocabulary), document)
+    floats, vocabulary = float_model(read_checkpoint(args.checkpoint))
+    tokenizer = Tokenizer(exact.tokens, exact.tokenizer)
     for name in args.only:
         rows = rows_of(tokenizer.encode(read(args.data, name)), vocabulary, args.rows)
         if not len(rows):

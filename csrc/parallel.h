@@ -82,25 +82,36 @@ class Job {
   std::exception_ptr error_;
 };
 
-// Where the threads of a job meet, time and again.
+// Where the threads of a job meet, round after round.
 class Barrier {
  public:
   explicit Barrier(size_t threads) : threads_(threads) {}
 
-  // Returns when all have come; what they wrote before can be read.
-  void meet(Job& job, size_t thread) {
-    const size_t round = round_.load(std::memory_order_relaxed);  // none ends without this thread
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads_) {
-      job.wait(thread, [&] { return round_.load(std::memory_order_acquire) != round; });
-      return;
-    }
+  // Once a round for each thread, and not before the round before has ended.  The last to arrive
+  // calls finish(), which sees what all have written before, and ends the round.
+  template <typename Finish>
+  void arrive(Finish finish) {
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads_) return;
     arrived_.store(0, std::memory_order_relaxed);
-    round_.store(round + 1, std::memory_order_release);
+    finish();
+    rounds_.fetch_add(1, std::memory_order_release);
+  }
+
+  // Returns when so many rounds have ended.
+  void wait(Job& job, size_t thread, size_t rounds) const {
+    job.wait(thread, [&] { return rounds_.load(std::memory_order_acquire) >= rounds; });
+  }
+
+  // A round, until its end.
+  void meet(Job& job, size_t thread) {
+    const size_t before = rounds_.load(std::memory_order_relaxed);  // none ends without this thread
+    arrive([] {});
+    wait(job, thread, before + 1);
   }
 
  private:
   const size_t threads_;
-  std::atomic<size_t> arrived_{0}, round_{0};
+  std::atomic<size_t> arrived_{0}, rounds_{0};
 };
 
 // Calls work(thread) in `threads` threads, the calling one being number 0, each in the default

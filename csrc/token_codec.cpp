@@ -2,6 +2,7 @@
 #include "token_codec.h"
 
 #include <algorithm>
+#include <deque>
 #include <stdexcept>
 
 #include "distribution.h"
@@ -107,22 +108,17 @@ class TokenDecoder {
       : model_(model),
         frame_(model, payloads, raw_size),
         cache_(model, payloads.size(), frame_.longest()),
-        together_(payloads.size() < 2 * kLeastShare),
-        threads_(together_ ? std::clamp<size_t>(threads, 1, kMostTogether)
-                           : std::clamp<size_t>(payloads.size() / kLeastShare, 1,
-                                                std::clamp<size_t>(threads, 1, kMaxThreads))),
-        barrier_(threads_) {
-    const size_t blocks = together_ ? 1 : threads_, lanes = frame_.lanes();
-    const size_t rows = std::min((lanes + blocks - 1) / blocks, kLlamaRows);
-    for (size_t i = 0; i < blocks; ++i) {
-      blocks_.push_back({LlamaWorkspace(model, rows, together_ ? threads_ : 1),
-                         AlignedArray<int32_t>(rows * model.arch().vocabulary), rows});
-    }
+        n_teams_(std::clamp<size_t>(payloads.size() / kLeastShare, 1,
+                                    std::clamp<size_t>(threads, 1, kMaxThreads))),
+        team_size_(n_teams_ > 1 ? 1 : std::clamp<size_t>(threads, 1, kMostTogether)),
+        steps_(n_teams_ * team_size_) {
+    const size_t rows = std::min((frame_.lanes() + n_teams_ - 1) / n_teams_, kLlamaRows);
+    for (size_t i = 0; i < n_teams_; ++i) teams_.emplace_back(model, rows, team_size_);
   }
 
   void run(std::span<uint8_t> raw, Interrupt interrupt) {
     Job job(std::move(interrupt));
-    run_threads(job, threads_, [&](size_t thread) { work(job, thread); });
+    run_threads(job, n_teams_ * team_size_, [&](size_t thread) { work(job, thread); });
     frame_.finish(raw);
   }
 
@@ -131,60 +127,54 @@ class TokenDecoder {
  private:
   static constexpr size_t kLeastShare = 2;  // lanes of a thread
 
-  // What a team or a thread works in, so many rows at a time.
-  struct Block {
+  // One thread, or several that share lanes; so many rows at a time.
+  struct Team {
+    Team(const LlamaModel& model, size_t most, size_t threads)
+        : rows(most),
+          workspace(model, most, threads),
+          logits(most * model.arch().vocabulary),
+          barrier(threads) {}
+
+    size_t rows;
     LlamaWorkspace workspace;
     AlignedArray<int32_t> logits;
-    size_t rows;
+    Barrier barrier;
   };
 
   struct Member : LlamaTeam {
-    Member(size_t thread, size_t threads, Barrier& barrier, Job& job)
-        : LlamaTeam(thread, threads), barrier_(barrier), job_(job) {}
-    void meet() override { barrier_.meet(job_, thread()); }
+    Member(size_t thread, size_t threads, Barrier& barrier, Job& job, size_t job_thread)
+        : LlamaTeam(thread, threads), barrier_(barrier), job_(job), job_thread_(job_thread) {}
+    void meet() override { barrier_.meet(job_, job_thread_); }
 
    private:
     Barrier& barrier_;
     Job& job_;
+    const size_t job_thread_;
   };
 
   void work(Job& job, size_t thread) {
-    Member team(thread, threads_, barrier_, job);
-    const size_t lanes = frame_.lanes();
-    const size_t first = together_ ? 0 : lanes * thread / threads_;
-    const size_t last = together_ ? lanes : lanes * (thread + 1) / threads_;
-    Block& block = blocks_[together_ ? 0 : thread];
+    const size_t place = thread / team_size_;
+    Team& team = teams_[place];
+    Member member(thread % team_size_, team_size_, team.barrier, job, thread);
+    const size_t first = frame_.lanes() * place / n_teams_;
+    const size_t last = frame_.lanes() * (place + 1) / n_teams_;
     std::vector<LlamaRow> rows;
     for (size_t lane = first; lane < last; ++lane)
       rows.push_back({static_cast<uint32_t>(lane), 0, model_.arch().start});
     Distribution distribution;
     for (uint32_t t = 0; t < frame_.longest(); ++t) {
       job.check(thread);
-      for (size_t begin = first; begin < last; begin += block.rows) {
-        const std::span some(rows.data() + (begin - first), std::min(block.rows, last - begin));
-        auto own = std::pair(size_t{0}, some.size());
-        if (together_) {
-          llama_forward(model_, some, cache_, block.workspace, block.logits.data(), team);
-          own = team.part(some.size());
-        } else {
-          llama_forward(model_, some, cache_, block.workspace, block.logits.data());
-        }
-        wait_until_learned(job, thread, t);
-        for (size_t i = own.first; i < own.second; ++i)
-          decode(some[i], block.logits.data() + i * model_.arch().vocabulary, distribution);
-        for (LlamaRow& row : some)
-          ++row.position;  // a team's tokens are known to their thread only
+      for (size_t begin = 0; begin < rows.size(); begin += team.rows) {
+        const std::span some(rows.data() + begin, std::min(team.rows, rows.size() - begin));
+        llama_forward(model_, some, cache_, team.workspace, team.logits.data(), member);
+        steps_.wait(job, thread, t);
+        const auto [own, own_end] = member.part(some.size());
+        for (size_t i = own; i < own_end; ++i)
+          decode(some[i], team.logits.data() + i * model_.arch().vocabulary, distribution);
+        for (LlamaRow& row : some) ++row.position;  // whose tokens only their own thread knows
       }
-      wait_until_learned(job, thread, t);  // without rows, too: nobody arrives twice in a step
-      if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads_) continue;
-      arrived_.store(0, std::memory_order_relaxed);
-      frame_.end_step();
-      learned_.store(t + 1, std::memory_order_release);
+      steps_.arrive([&] { frame_.end_step(); });
     }
-  }
-
-  void wait_until_learned(Job& job, size_t thread, size_t steps) const {
-    job.wait(thread, [&] { return learned_.load(std::memory_order_acquire) == steps; });
   }
 
   // Lanes that have ended, one step before the others, are not left out: rows keep their threads.
@@ -198,12 +188,9 @@ class TokenDecoder {
   const LlamaModel& model_;
   TokenFrameDecoder frame_;
   LlamaCache cache_;
-  const bool together_;
-  const size_t threads_;
-  Barrier barrier_;
-  std::vector<Block> blocks_;
-  std::atomic<size_t> arrived_{0};  // threads that are done with the current step
-  std::atomic<size_t> learned_{0};  // steps
+  const size_t n_teams_, team_size_;
+  std::deque<Team> teams_;
+  Barrier steps_;
 };
 
 }  // namespace

@@ -196,15 +196,15 @@ TokenFrameDecoder::TokenFrameDecoder(const LlamaModel& model,
                                      size_t raw_size)
     : model_(model),
       raw_size_(raw_size),
-      cut_(0, 1),
       lanes_(payloads.size()),
       recall_(payloads.size()),
       chooser_(model.arch().vocabulary) {
   std::span<const uint8_t> first = payloads[0];
-  cut_ = TokenLanes(take_size(first, raw_size), payloads.size());
+  const TokenLanes cut(take_size(first, raw_size), payloads.size());
+  longest_ = cut.size(0);
   for (size_t lane = 0; lane < payloads.size(); ++lane) {
     lanes_[lane].coder = RangeDecoder(lane == 0 ? first : payloads[lane]);
-    lanes_[lane].left = cut_.size(lane);
+    lanes_[lane].left = cut.size(lane);
     lanes_[lane].token = model.arch().start;
   }
 }

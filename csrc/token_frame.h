@@ -95,8 +95,7 @@ class TokenFrameDecoder {
                     size_t raw_size);
 
   size_t lanes() const { return lanes_.size(); }
-  size_t size(size_t lane) const { return cut_.size(lane); }  // symbols
-  size_t longest() const { return cut_.size(0); }
+  size_t longest() const { return longest_; }  // symbols
   bool active(size_t lane) const { return lanes_[lane].left != 0; }
   bool finished() const;  // no lane is active
 
@@ -140,7 +139,7 @@ class TokenFrameDecoder {
 
   const LlamaModel& model_;
   const size_t raw_size_;
-  TokenLanes cut_;
+  size_t longest_ = 0;
   size_t decoded_ = 0;  // bytes, at the end of a step
   std::vector<Lane> lanes_;
   Recall recall_;

@@ -36,7 +36,8 @@ def spread(rows: Array) -> Array:
         a += b
         b[:] = difference
         half *= 2
-    return (x * np.float32(1 / math.sqrt(block))).reshape(rows.shape)
+    x *= np.float32(1 / math.sqrt(block))
+    return x.reshape(rows.shape)
 
 
 def _signs(d: int) -> Array:

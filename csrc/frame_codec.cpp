@@ -85,12 +85,12 @@ class FrameEncoder {
   }
 
   Payloads run(Interrupt interrupt) {
-    Job job(std::move(interrupt));
     const size_t threads =
         std::clamp<size_t>(params_.threads, 1, std::min(tasks_.size(), kMaxThreads));
+    Job job(threads, std::move(interrupt));
     // So many predict faster than one thread mixes; it should not predict besides.
     const bool mixes_only = has_mixer(params_) && threads >= kThreadsPerMixer;
-    run_threads(job, threads, [&](size_t thread) {
+    run_threads(job, [&](size_t thread) {
       if (thread != 0 || !mixes_only) work(job, thread);
       if (thread == 0) mix_until(job, bands_ready_.size());
     });
@@ -241,8 +241,8 @@ class FrameDecoder {
   }
 
   void run(Interrupt interrupt) {
-    Job job(std::move(interrupt));
-    run_threads(job, groups_, [&](size_t group) { decode_group(job, group); });
+    Job job(groups_, std::move(interrupt));
+    run_threads(job, [&](size_t group) { decode_group(job, group); });
   }
 
  private:

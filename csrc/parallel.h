@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "float_mode.h"
+#include "placement.h"
 
 namespace lmzip {
 
@@ -23,12 +24,16 @@ struct Stopped {};
 // What the threads of one job share.
 class Job {
  public:
-  explicit Job(Interrupt interrupt) : interrupt_(std::move(interrupt)) {}
+  Job(size_t threads, Interrupt interrupt)
+      : threads_(threads), placement_(threads), interrupt_(std::move(interrupt)) {}
+
+  size_t threads() const { return threads_; }
 
   // Throws Stopped after another thread's failure, and what the interrupt throws.  Cheap: call it
   // once for each piece of work.
   void check(size_t thread) {
     if (stop_.load(std::memory_order_relaxed)) throw Stopped();
+    placement_.note(thread);
     if (thread == 0 && interrupt_ && std::chrono::steady_clock::now() >= next_interrupt_) {
       interrupt_();
       next_interrupt_ = std::chrono::steady_clock::now() + std::chrono::milliseconds(50);
@@ -36,7 +41,8 @@ class Job {
   }
 
   // Waits until ready().  Such waits are short, or there is nothing else to do: spin first, for a
-  // thread that sleeps takes longer to wake than most of them last.
+  // thread that sleeps takes longer to wake than most of them last.  Who is waited for so long may
+  // want this very CPU.
   template <typename Ready>
   void wait(size_t thread, Ready ready) {
     for (int round = 0; !ready(); ++round) {
@@ -45,6 +51,7 @@ class Job {
         continue;
       }
       check(thread);
+      if (round == kSpins) placement_.step_aside(thread);
       if (round < kSpins + kYields) {
         std::this_thread::yield();
       } else {
@@ -75,6 +82,8 @@ class Job {
 #endif
   }
 
+  const size_t threads_;
+  Placement placement_;
   Interrupt interrupt_;
   std::chrono::steady_clock::time_point next_interrupt_{};
   std::atomic<bool> stop_{false};
@@ -114,10 +123,10 @@ class Barrier {
   std::atomic<size_t> arrived_{0}, rounds_{0};
 };
 
-// Calls work(thread) in `threads` threads, the calling one being number 0, each in the default
+// Calls work(thread) in the threads of a job, the calling one being number 0, each in the default
 // floating-point mode; returns when all are done, and throws the first thing that any has thrown.
 template <typename Work>
-void run_threads(Job& job, size_t threads, Work work) {
+void run_threads(Job& job, Work work) {
   const auto guarded = [&](size_t thread) {
     const FloatMode mode;
     try {
@@ -129,7 +138,7 @@ void run_threads(Job& job, size_t threads, Work work) {
   };
   {
     std::vector<std::jthread> helpers;
-    for (size_t i = 1; i < threads; ++i) helpers.emplace_back(guarded, i);
+    for (size_t i = 1; i < job.threads(); ++i) helpers.emplace_back(guarded, i);
     guarded(0);
   }
   job.rethrow();

@@ -84,9 +84,9 @@ class Engine {
     int32_t* logits = out.mutable_data();
     {
       const py::gil_scoped_release release;
-      Job job(check_signals);
       const size_t groups = std::clamp<size_t>(threads_, 1, std::max<size_t>(cache_.lanes(), 1));
-      run_threads(job, groups, [&](size_t group) {
+      Job job(groups, check_signals);
+      run_threads(job, [&](size_t group) {
         const size_t begin = cache_.lanes() * group / groups;
         const size_t end = cache_.lanes() * (group + 1) / groups;
         if (count == 1) {

@@ -38,8 +38,8 @@ class TokenEncoder {
   }
 
   Payloads run(Interrupt interrupt) {
-    Job job(std::move(interrupt));
-    run_threads(job, threads_, [&](size_t thread) { work(job, thread); });
+    Job job(threads_, std::move(interrupt));
+    run_threads(job, [&](size_t thread) { work(job, thread); });
     return frame_.finish();
   }
 
@@ -117,8 +117,8 @@ class TokenDecoder {
   }
 
   void run(std::span<uint8_t> raw, Interrupt interrupt) {
-    Job job(std::move(interrupt));
-    run_threads(job, n_teams_ * team_size_, [&](size_t thread) { work(job, thread); });
+    Job job(n_teams_ * team_size_, std::move(interrupt));
+    run_threads(job, [&](size_t thread) { work(job, thread); });
     frame_.finish(raw);
   }
 

@@ -16,9 +16,10 @@
 namespace lmzip {
 namespace {
 
-constexpr size_t kBand = kTileRows;  // positions that are encoded at once
-constexpr size_t kMinGroup = 4;      // lanes that are worth a thread when decoding
-constexpr size_t kSlots = 3;         // bands whose opinions wait for the mixer
+constexpr size_t kBand = kTileRows;     // positions that are encoded at once
+constexpr size_t kMinGroup = 4;         // lanes that are worth a thread when decoding
+constexpr size_t kSlots = 3;            // bands whose opinions wait for the mixer
+constexpr size_t kMostPredicting = 16;  // threads for which one can mix
 
 // Where the bytes of a frame are.
 struct Pieces {
@@ -85,8 +86,8 @@ class FrameEncoder {
   }
 
   Payloads run(Interrupt interrupt) {
-    const size_t threads =
-        std::clamp<size_t>(params_.threads, 1, std::min(tasks_.size(), kMaxThreads));
+    const size_t threads = std::clamp<size_t>(
+        params_.threads, 1, std::min(tasks_.size(), most_encoding_threads(params_.method)));
     Job job(threads, std::move(interrupt));
     // So many predict faster than one thread mixes; it should not predict besides.
     const bool mixes_only = has_mixer(params_) && threads >= kThreadsPerMixer;
@@ -234,8 +235,8 @@ class FrameDecoder {
         coders_(payloads.begin(), payloads.end()),
         histories_(payloads.size()),
         cache_(model_, payloads.size()),
-        groups_(std::clamp<size_t>(payloads.size() / kMinGroup, 1,
-                                   std::min(params.threads, kMaxThreads))) {
+        groups_(std::min(std::max<size_t>(params.threads, 1),
+                         most_decoding_threads(params.method, payloads.size()))) {
     if (has_mixer(params))
       mixer_.emplace_back(mixer_params(params), raw.size(), static_cast<int>(payloads.size()));
   }
@@ -361,6 +362,22 @@ void check_lanes(size_t lanes) {
 size_t checked_threads(size_t threads) {
   if (threads < 1) throw std::invalid_argument("at least one thread is needed");
   return std::min(threads, kMaxThreads);
+}
+
+size_t most_encoding_threads(Method method) {
+  switch (method) {
+    case Method::kMixer:
+      return 1;
+    case Method::kNetworkMixer:
+      return kMostPredicting;
+    case Method::kNetwork:
+      break;
+  }
+  return kMaxThreads;
+}
+
+size_t most_decoding_threads(Method method, size_t lanes) {
+  return method == Method::kMixer ? 1 : std::clamp<size_t>(lanes / kMinGroup, 1, kMaxThreads);
 }
 
 Payloads encode_frame(const FrameParams& params, std::span<const uint8_t> raw, size_t lanes,

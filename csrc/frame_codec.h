@@ -56,6 +56,10 @@ Payloads encode_frame(const FrameParams& params, std::span<const uint8_t> raw, s
 void decode_frame(const FrameParams& params, std::span<const std::span<const uint8_t>> payloads,
                   std::span<uint8_t> raw, Interrupt interrupt = {});
 
+// Threads that can be of use for a frame: no more are started.
+size_t most_encoding_threads(Method method);
+size_t most_decoding_threads(Method method, size_t lanes);
+
 // Bytes that decoding takes at most beside raw bytes, payloads and model, for any number of
 // threads.
 size_t frame_memory(const FrameParams& params, size_t raw_size, size_t lanes);

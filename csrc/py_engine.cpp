@@ -217,6 +217,13 @@ size_t py_frame_memory(const ModelOrNone& model, size_t raw_size, size_t lanes, 
                       raw_size, lanes);
 }
 
+size_t py_most_encoding_threads(int method) {
+  return most_encoding_threads(static_cast<Method>(method));
+}
+size_t py_most_decoding_threads(int method, size_t lanes) {
+  return most_decoding_threads(static_cast<Method>(method), lanes);
+}
+
 }  // namespace
 
 void bind_engine(py::module_& m) {
@@ -243,6 +250,8 @@ void bind_engine(py::module_& m) {
   m.def("decode_frame", &py_decode_frame, py::arg("model").none(true), py::arg("payloads"),
         py::arg("raw_size"), py::arg("method"), py::arg("table_bits"), py::arg("threads"),
         py::arg("profile") = "text");
+  m.def("most_encoding_threads", &py_most_encoding_threads, py::arg("method"));
+  m.def("most_decoding_threads", &py_most_decoding_threads, py::arg("method"), py::arg("lanes"));
   m.def("frame_memory", &py_frame_memory, py::arg("model").none(true), py::arg("raw_size"),
         py::arg("lanes"), py::arg("method"), py::arg("table_bits"));
 }

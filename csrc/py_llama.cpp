@@ -227,6 +227,7 @@ void bind_llama(py::module_& m) {
         py::arg("threads"));
   m.def("decode_tokens", &py_decode_tokens, py::arg("model"), py::arg("payloads"),
         py::arg("raw_size"), py::arg("threads"));
+  m.def("most_token_threads", &most_token_threads, py::arg("lanes"));
   m.def("token_memory", &token_memory, py::arg("model"), py::arg("raw_size"), py::arg("lanes"));
 }
 

@@ -108,8 +108,7 @@ class TokenDecoder {
       : model_(model),
         frame_(model, payloads, raw_size),
         cache_(model, payloads.size(), frame_.longest()),
-        n_teams_(std::clamp<size_t>(payloads.size() / kLeastShare, 1,
-                                    std::clamp<size_t>(threads, 1, kMaxThreads))),
+        n_teams_(teams(payloads.size(), std::clamp<size_t>(threads, 1, kMaxThreads))),
         team_size_(n_teams_ > 1 ? 1 : std::clamp<size_t>(threads, 1, kMostTogether)),
         steps_(n_teams_ * team_size_) {
     const size_t rows = std::min((frame_.lanes() + n_teams_ - 1) / n_teams_, kLlamaRows);
@@ -123,6 +122,10 @@ class TokenDecoder {
   }
 
   static constexpr size_t kMostTogether = 4;  // threads: memory is at its limit with fewer
+
+  static size_t teams(size_t lanes, size_t threads) {
+    return std::clamp<size_t>(lanes / kLeastShare, 1, threads);
+  }
 
  private:
   static constexpr size_t kLeastShare = 2;  // lanes of a thread
@@ -206,6 +209,11 @@ void decode_tokens(const LlamaModel& model, std::span<const std::span<const uint
                    std::span<uint8_t> raw, size_t threads, Interrupt interrupt) {
   if (payloads.empty()) throw std::invalid_argument("a frame has at least one lane");
   TokenDecoder(model, payloads, raw.size(), threads).run(raw, std::move(interrupt));
+}
+
+size_t most_token_threads(size_t lanes) {
+  const size_t teams = TokenDecoder::teams(lanes, kMaxThreads);
+  return teams > 1 ? teams : TokenDecoder::kMostTogether;
 }
 
 size_t token_memory(const LlamaModel& model, size_t raw_size, size_t lanes) {

@@ -27,6 +27,9 @@ Payloads encode_tokens(const LlamaModel& model, std::span<const uint32_t> symbol
 void decode_tokens(const LlamaModel& model, std::span<const std::span<const uint8_t>> payloads,
                    std::span<uint8_t> raw, size_t threads, Interrupt interrupt = {});
 
+// Threads that can be of use for decoding so many lanes: no more are started.
+size_t most_token_threads(size_t lanes);
+
 // Bytes that decoding takes at most beside raw bytes, payloads and model, for any number of
 // threads.
 size_t token_memory(const LlamaModel& model, size_t raw_size, size_t lanes);

@@ -3,6 +3,7 @@
 import os
 import random
 import threading
+import time
 import zlib
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lmzip.order0 import Order0Codec
 from lmzip.reference_coder import RangeDecoder, RangeEncoder, cumulative
 
 FRAME = 1000
+MIB = 1 << 20
 INTERESTING_SIZES = [
     0, 1, 2,  # nothing, one symbol, two
     FRAME - 1, FRAME, FRAME + 1,  # the seam of frames
@@ -363,17 +365,81 @@ def test_budget_bounds_the_sum_of_what_is_in_flight():
     assert list(everything) == [0, 1, 2, 3, 4]  # one alone may pass the budget
 
 
-def test_threads_are_divided_among_the_frames_in_work():
+def test_frames_of_a_stream_without_an_end_take_the_threads_that_are_free():
     share = codec.ThreadShare(4)
-    with share.take() as alone, share.take() as second:
+    with share.take(MIB) as alone, share.take(MIB) as second:
         assert (alone, second) == (4, 1)
-    with share.take() as again:
-        assert again == 4
-    first, second, third = share.take(), share.take(), share.take()
+    with share.take(MIB, 3) as again, share.take(MIB) as last:
+        assert (again, last) == (3, 1)
+    first, second, third = share.take(MIB), share.take(MIB), share.take(MIB)
     taken = [first.__enter__(), second.__enter__()]
     first.__exit__(None, None, None)
     taken.append(third.__enter__())
     assert taken == [4, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("threads", "frames", "most", "each"),
+    [
+        (1, 5, 4, 1),
+        (2, 1, 16, 2),
+        (2, 2, 16, 1),
+        (2, 1.25, 16, 2),  # the short frame would leave one idle
+        (2, 3, 16, 2),  # so would the third
+        (2, 40, 16, 1),
+        (8, 1, 4, 4),  # more cannot be used
+        (8, 1, 1, 1),
+        (8, 2, 16, 4),
+        (8, 3, 4, 2),
+        (8, 8, 4, 1),
+        (8, 0.001, 16, 8),  # the size was wrong
+    ],
+)
+def test_frames_of_a_file_get_the_threads_with_which_it_takes_least_time(
+    threads, frames, most, each
+):
+    with codec.ThreadShare(threads, int(frames * MIB)).take(MIB, most) as taken:
+        assert taken == each
+
+
+def test_frames_of_a_file_wait_for_their_threads_in_order():
+    share = codec.ThreadShare(3, 4 * MIB)  # all three for each
+    order, inside = [], 0
+
+    def work(number):
+        nonlocal inside
+        with share.take(MIB) as taken:
+            inside += 1
+            order.append((number, taken, inside))
+            time.sleep(0.02)
+            inside -= 1
+
+    with share.take_free(1):  # so that they queue up
+        runners = []
+        for number in range(4):
+            runners.append(threading.Thread(target=work, args=(number,)))
+            runners[-1].start()
+            while share._asked <= number:
+                time.sleep(0.001)
+        with share.take(100) as small:  # does not wait
+            assert small >= 1
+    for runner in runners:
+        runner.join()
+    assert order == [(number, 3, 1) for number in range(4)]
+
+
+def test_threads_are_divided_by_the_size_of_the_input(monkeypatch):
+    sizes = []
+
+    class Share(codec.ThreadShare):
+        def __init__(self, threads, input_size=None):
+            sizes.append(input_size)
+            super().__init__(threads, input_size)
+
+    monkeypatch.setattr(codec, "ThreadShare", Share)
+    blob = compress(text(3 * FRAME))
+    assert lmzip.decompress(blob) == text(3 * FRAME)
+    assert sizes == [3 * FRAME, len(blob)]
 
 
 def test_error_comes_after_the_results_before_it():

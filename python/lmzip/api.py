@@ -102,7 +102,9 @@ def decompress(
     view = memoryview(data).cast("B")
     pieces = (bytes(view[at : at + READ_SIZE]) for at in range(0, len(view), READ_SIZE))
     raw_size = devices.RAW_PER_COMPRESSED * len(view)
-    codecs = open_codecs(model, device, threads, memory_limit, raw_size, predictor, force)
+    codecs = open_codecs(
+        model, device, threads, memory_limit, raw_size, predictor, force, input_size=len(view)
+    )
     return b"".join(decode_all(read_tasks(pieces, codecs), codecs.frames_at_once, memory_limit))
 
 
@@ -115,7 +117,8 @@ class LmzCompressor:
     one per core; `verify` decodes each frame and compares before it is returned; `predictor`, a
     float predictor (predictors.py) or "torch:MODULE:FACTORY[:ARGUMENT]", takes the place of the
     model, and implies `verify`; `name` and `mtime_ns` are kept in the header; `raw_size`, the
-    bytes that will come where that is known, helps the device "auto" to choose. Holds at most
+    bytes that will come where that is known, helps to choose the device and to divide the threads
+    (elsewhere the first frame takes all, later ones those that are left). Holds at most
     2 * threads + 2 frames, on CUDA 130 for each GPU.
 
     Raises ValueError for impossible settings, ModelMismatchError for an unknown model, LmzipError
@@ -146,7 +149,7 @@ class LmzCompressor:
             raise ValueError(f"{name!r} is not a plain file name")
         if model is not None and predictor is not None:
             raise ValueError("give either a model or a float predictor")
-        codecs = open_codecs(model, device, threads, None, raw_size, predictor)
+        codecs = open_codecs(model, device, threads, None, raw_size, predictor, input_size=raw_size)
         self._settings = EncodeSettings(
             codecs.for_preset(chosen),
             frame_size or chosen.frame_size,
@@ -373,11 +376,16 @@ def open_codecs(
     raw_size: int | None = None,
     predictor: "PredictorName | None" = None,
     force: bool = False,
+    *,
+    input_size: int | None = None,
 ) -> Codecs:
     """Resolve the user's model, predictor and threads; the device when it is first needed."""
     found = models.find(model) if isinstance(model, str | os.PathLike) else model
     loaded = None if predictor is None else _load_predictor(predictor)
-    return Codecs(found, device, usable_threads(threads), memory_limit, raw_size, loaded, force)
+    threads = usable_threads(threads)
+    return Codecs(
+        found, device, threads, memory_limit, raw_size, loaded, force, input_size=input_size
+    )
 
 
 def _load_predictor(predictor: "PredictorName") -> "Predictor":

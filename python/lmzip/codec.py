@@ -68,32 +68,76 @@ class FrameCodec(Protocol):
         """Return exactly raw_size bytes. CorruptError if the payloads cannot be right."""
 
 
+LONGEST_TRIAL = 1 << 14  # bytes: what may be a trial does not wait for threads
+COST_OF_SHARING = 0.03  # of a frame's work for each thread more, measured for the second
+
+
 class ThreadShare:
     """Threads that frames coded at the same time divide among themselves.
 
-    A frame takes all that are free, at least one: the only frame of a small file gets them all,
-    and of the many of a large file each soon runs on one, which needs no barriers.
+    Where the size of the input is known (raw bytes to encode, compressed ones to decode), each
+    frame gets as many: the only one of a small file all that it can use, of the many of a large
+    file each a single one, which need not wait for others, and in between the number with which the
+    whole file takes least time, its last frames included.  Elsewhere a frame takes those that are
+    free, at least one.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, input_size: int | None = None) -> None:
         self._total = self._free = threads
-        self._lock = threading.Lock()
+        self._input_size = input_size
+        self._largest = 1  # frame so far
+        self._changed = threading.Condition()
+        self._asked = self._served = 0  # frames: first come, first served
 
     def split(self, parts: int) -> list["ThreadShare"]:
         """Equal parts, at least a thread each, for those who must not wait for one another."""
         return [ThreadShare(max(1, self._total // parts)) for _ in range(parts)]
 
     @contextlib.contextmanager
-    def take(self) -> Iterator[int]:
-        """Hold a number of threads, the calling one included."""
-        with self._lock:
-            taken = max(1, self._free)
+    def take(self, size: int, most: int | None = None) -> Iterator[int]:
+        """Hold threads for a frame of so many bytes of the input, the calling one included: at most
+        `most`, all that it can use.  May wait until they are free."""
+        if self._input_size is None or size <= LONGEST_TRIAL:
+            with self.take_free(most) as taken:
+                yield taken
+            return
+        with self._changed:
+            taken = self._planned(self._input_size, size, min(most or self._total, self._total))
+            number, self._asked = self._asked, self._asked + 1
+            self._changed.wait_for(lambda: self._served == number and self._free >= taken)
+            self._served += 1
             self._free -= taken
+            self._changed.notify_all()
+        yield from self._held(taken)
+
+    @contextlib.contextmanager
+    def take_free(self, most: int | None = None) -> Iterator[int]:
+        """Hold those that are free now, up to `most`, and one in any case."""
+        with self._changed:
+            taken = max(1, min(most or self._total, self._free))
+            self._free -= taken
+        yield from self._held(taken)
+
+    def _held(self, taken: int) -> Iterator[int]:
         try:
             yield taken
         finally:
-            with self._lock:
+            with self._changed:
                 self._free += taken
+                self._changed.notify_all()
+
+    def _planned(self, input_size: int, size: int, most: int) -> int:
+        """How many for each frame: as if all were like the largest so far, but for a last one."""
+        self._largest = max(self._largest, size)
+        frames = max(1.0, input_size / self._largest)
+
+        def time(threads: int) -> float:
+            """Of the file, in that of a frame with one thread."""
+            at_once = self._total // threads
+            rounds = frames // at_once + min(1.0, frames % at_once)
+            return rounds * (1 + COST_OF_SHARING * (threads - 1)) / threads
+
+        return min(range(1, most + 1), key=time)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,11 +296,12 @@ class Codecs:
     raw_size: int | None = None  # of all the work, where it is known: for the device "auto"
     predictor: "Predictor | None" = None  # the float one that the user has named
     any_environment: bool = False  # decode with it although the stream names another
+    input_size: int | None = None  # for ThreadShare
     _share: ThreadShare = field(init=False)
     _open: dict[tuple[int, int, int, bytes], FrameCodec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._share = ThreadShare(self.threads)
+        self._share = ThreadShare(self.threads, self.input_size)
 
     @functools.cached_property
     def network_device(self) -> str:

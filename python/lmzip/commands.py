@@ -463,6 +463,7 @@ def _codecs(options: Namespace, compressed: os.stat_result | None) -> Codecs:
         raw_size,
         options.predictor,
         options.force,
+        input_size=size,
     )
 
 

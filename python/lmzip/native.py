@@ -68,7 +68,8 @@ class NativeCodec:
         return _core.frame_memory(self._model, raw_size, lanes, self.method, self.table_bits)
 
     def encode_frame(self, data: memoryview | bytes, lanes: int) -> list[bytes]:
-        with self._threads.take() as threads:
+        most = _core.most_encoding_threads(self.method)
+        with self._threads.take(len(data), most) as threads:
             return _core.encode_frame(
                 self._model,
                 data,
@@ -80,7 +81,8 @@ class NativeCodec:
             )
 
     def decode_frame(self, payloads: Sequence[bytes], raw_size: int) -> bytes:
-        with self._threads.take() as threads:
+        most = _core.most_decoding_threads(self.method, len(payloads))
+        with self._threads.take(sum(map(len, payloads)), most) as threads:
             return _core.decode_frame(
                 self._model,
                 payloads,

@@ -76,9 +76,10 @@ class TokenCodec:
 
     def encode_frame(self, data: memoryview | bytes, lanes: int) -> list[bytes]:
         symbols = self.symbols(data)
-        with self._threads.take() as threads:
+        with self._threads.take(len(data)) as threads:
             return _core.encode_tokens(self._model.native, symbols, lanes, threads)
 
     def decode_frame(self, payloads: Sequence[bytes], raw_size: int) -> bytes:
-        with self._threads.take() as threads:
+        most = _core.most_token_threads(len(payloads))
+        with self._threads.take(sum(map(len, payloads)), most) as threads:
             return _core.decode_tokens(self._model.native, payloads, raw_size, threads)

@@ -402,6 +402,21 @@ def test_frames_of_a_file_get_the_threads_with_which_it_takes_least_time(
         assert taken == each
 
 
+def test_frames_of_a_file_get_more_threads_where_memory_is_for_few():
+    share = codec.ThreadShare(8, 100 * MIB)
+    share.most_frames = 3
+    with share.take(MIB, 4) as taken:
+        assert taken == 4  # two frames at once; three with two each would leave two threads idle
+    raw = text(9 * FRAME)
+    codecs = codec.Codecs(threads=8, memory_limit=10 * MIB, input_size=1)
+    shares = [codecs._share.most_frames]
+    blob = compress(raw)
+    for task in frames.read_tasks([blob], codecs):
+        shares.append(codecs._share.most_frames)
+        assert shares[-1] == 10 * MIB // task.memory
+    assert shares[0] == 8
+
+
 def test_frames_of_a_file_wait_for_their_threads_in_order():
     share = codec.ThreadShare(3, 4 * MIB)  # all three for each
     order, inside = [], 0

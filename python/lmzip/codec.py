@@ -85,6 +85,7 @@ class ThreadShare:
     def __init__(self, threads: int, input_size: int | None = None) -> None:
         self._total = self._free = threads
         self._input_size = input_size
+        self.most_frames = threads  # for which there is memory
         self._largest = 1  # frame so far
         self._changed = threading.Condition()
         self._asked = self._served = 0  # frames: first come, first served
@@ -133,7 +134,7 @@ class ThreadShare:
 
         def time(threads: int) -> float:
             """Of the file, in that of a frame with one thread."""
-            at_once = self._total // threads
+            at_once = min(self._total // threads, self.most_frames)
             rounds = frames // at_once + min(1.0, frames % at_once)
             return rounds * (1 + COST_OF_SHARING * (threads - 1)) / threads
 
@@ -349,7 +350,10 @@ class Codecs:
             )
         self._check_memory(frame, frame.raw_size + frame.payload_size + _table_size(frame))
         codec = self._codec(frame.method, frame.table_bits, frame.profile, model)
-        self._check_memory(frame, frame_memory(frame, codec))
+        needed = frame_memory(frame, codec)
+        self._check_memory(frame, needed)
+        if self.memory_limit is not None:
+            self._share.most_frames = self.memory_limit // needed
         return codec
 
     def check_stored(self, frame: FrameHeader) -> None:

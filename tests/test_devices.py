@@ -50,7 +50,10 @@ def test_a_gpu_gets_more_frames_at_once_than_there_are_threads(machine, monkeypa
     monkeypatch.setattr(devices, "frames_in_flight", lambda: 128)
     assert Codecs(device="cuda", threads=4).frames_at_once == 128
     assert Codecs(device="cpu", threads=4).frames_at_once == 4
-    assert Codecs(device="auto", threads=4, raw_size=1000).frames_at_once == 4
+    assert Codecs(device="auto", threads=4, input_size=1000).frames_at_once == 4
+    enough = devices.AUTO_MIN_SIZE // devices.RAW_PER_COMPRESSED  # when it is compressed
+    assert Codecs(threads=4, input_size=enough).frames_at_once == 4
+    assert Codecs(threads=4, input_size=enough, decoding=True).frames_at_once == 128
 
 
 def test_the_cpu_path_imports_neither_torch_nor_triton(run_python):

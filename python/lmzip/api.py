@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from lmzip import devices, models
+from lmzip import models
 from lmzip.codec import DEFAULT_MEMORY_LIMIT, Codecs, FrameCodec, preset_named, usable_threads
 from lmzip.container import (
     MAX_FRAME_SIZE,
@@ -101,9 +101,8 @@ def decompress(
     """
     view = memoryview(data).cast("B")
     pieces = (bytes(view[at : at + READ_SIZE]) for at in range(0, len(view), READ_SIZE))
-    raw_size = devices.RAW_PER_COMPRESSED * len(view)
     codecs = open_codecs(
-        model, device, threads, memory_limit, raw_size, predictor, force, input_size=len(view)
+        model, device, threads, memory_limit, len(view), predictor, force, decoding=True
     )
     return b"".join(decode_all(read_tasks(pieces, codecs), codecs.frames_at_once, memory_limit))
 
@@ -149,7 +148,7 @@ class LmzCompressor:
             raise ValueError(f"{name!r} is not a plain file name")
         if model is not None and predictor is not None:
             raise ValueError("give either a model or a float predictor")
-        codecs = open_codecs(model, device, threads, None, raw_size, predictor, input_size=raw_size)
+        codecs = open_codecs(model, device, threads, None, raw_size, predictor)
         self._settings = EncodeSettings(
             codecs.for_preset(chosen),
             frame_size or chosen.frame_size,
@@ -373,18 +372,18 @@ def open_codecs(
     device: str,
     threads: int,
     memory_limit: int | None,
-    raw_size: int | None = None,
+    input_size: int | None = None,
     predictor: "PredictorName | None" = None,
     force: bool = False,
     *,
-    input_size: int | None = None,
+    decoding: bool = False,
 ) -> Codecs:
     """Resolve the user's model, predictor and threads; the device when it is first needed."""
     found = models.find(model) if isinstance(model, str | os.PathLike) else model
     loaded = None if predictor is None else _load_predictor(predictor)
     threads = usable_threads(threads)
     return Codecs(
-        found, device, threads, memory_limit, raw_size, loaded, force, input_size=input_size
+        found, device, threads, memory_limit, input_size, loaded, force, decoding=decoding
     )
 
 

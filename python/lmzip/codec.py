@@ -294,10 +294,10 @@ class Codecs:
     device: str = "auto"
     threads: int = 1
     memory_limit: int | None = DEFAULT_MEMORY_LIMIT
-    raw_size: int | None = None  # of all the work, where it is known: for the device "auto"
+    input_size: int | None = None  # bytes to encode or decode, where that is known
     predictor: "Predictor | None" = None  # the float one that the user has named
     any_environment: bool = False  # decode with it although the stream names another
-    input_size: int | None = None  # for ThreadShare
+    decoding: bool = False
     _share: ThreadShare = field(init=False)
     _open: dict[tuple[int, int, int, bytes], FrameCodec] = field(default_factory=dict)
 
@@ -307,7 +307,10 @@ class Codecs:
     @functools.cached_property
     def network_device(self) -> str:
         """ "cpu" or "cuda". UnsupportedError if it is asked for and cannot be had."""
-        return devices.choose(self.device, self.raw_size)
+        raw_size = self.input_size
+        if raw_size is not None and self.decoding:
+            raw_size *= devices.RAW_PER_COMPRESSED
+        return devices.choose(self.device, raw_size)
 
     @property
     def frames_at_once(self) -> int:

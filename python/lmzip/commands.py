@@ -17,7 +17,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from lmzip import devices, models
+from lmzip import models
 from lmzip.api import FileInfo, LmzCompressor, check_settings, inspect, open_codecs
 from lmzip.cli import SUFFIX, UsageError
 from lmzip.codec import DEFAULT_MEMORY_LIMIT, Codecs, method_names, preset_named
@@ -453,17 +453,15 @@ class _Counter:
 
 def _codecs(options: Namespace, compressed: os.stat_result | None) -> Codecs:
     limit = DEFAULT_MEMORY_LIMIT if options.memory_limit is None else options.memory_limit or None
-    size = _size_of(compressed)
-    raw_size = None if size is None else devices.RAW_PER_COMPRESSED * size
     return open_codecs(
         options.model,
         options.device,
         options.threads,
         limit,
-        raw_size,
+        _size_of(compressed),
         options.predictor,
         options.force,
-        input_size=size,
+        decoding=True,
     )
 
 

@@ -1,9 +1,10 @@
 // engine_check.cpp: replays tests/vectors/engine.txt with every kernel of this machine, stepwise
-// and in runs, and codes frames under the sanitizers.
+// and in runs, and codes frames under the sanitizers; makes products by parts.
 //
 //   engine_check [FILE]    without FILE: the vectors of the source tree
 #include <algorithm>
 #include <fstream>
+#include <iterator>
 #include <sstream>
 #include <string>
 
@@ -205,7 +206,44 @@ void check_case(const Case& c) {
   }
 }
 
+// Products by parts of a matrix, as teams make them, side by side in rows of the whole.
+template <typename X>
+void check_parts(Kernel kernel, Input input, int low, int high, Random& rng) {
+  constexpr size_t kOutputs = 160, kInputs = 96, kRows = 7;
+  constexpr size_t kCuts[] = {0, 32, 128, kOutputs};
+  std::vector<int8_t> weights(kOutputs * kInputs);
+  for (int8_t& w : weights) w = static_cast<int8_t>(static_cast<int>(rng.below(255)) - 127);
+  AlignedArray<X> x(kRows * kInputs);
+  for (size_t i = 0; i < x.size(); ++i)
+    x[i] = static_cast<X>(low + static_cast<int>(rng.below(static_cast<uint64_t>(high - low + 1))));
+  const DotKernel& dot = dot_kernel(kernel);
+  AlignedArray<int8_t> packed(weights.size());
+  dot.pack(weights.data(), kOutputs, kInputs, input, packed.data());
+  Matrix matrix{input, kOutputs, kInputs, packed.data(), AlignedArray<int32_t>(kOutputs), false};
+  for (size_t i = 0; i < weights.size(); ++i) matrix.row_sums[i / kInputs] += weights[i];
+  AlignedArray<uint8_t> scratch(scratch_bytes(kRows, kInputs));
+  for (const size_t rows : {size_t{1}, size_t{4}, kRows}) {
+    std::vector<int32_t> out(rows * kOutputs, -1);
+    for (size_t i = 0; i + 1 < std::size(kCuts); ++i) {
+      dot.multiply(matrix.part(kCuts[i], kCuts[i + 1]), x.data(), rows, out.data() + kCuts[i],
+                   scratch.data());
+    }
+    for (size_t i = 0; i < out.size(); ++i) {
+      int32_t sum = 0;
+      for (size_t c = 0; c < kInputs; ++c)
+        sum += weights[i % kOutputs * kInputs + c] * x[i / kOutputs * kInputs + c];
+      CHECK(out[i] == sum);
+    }
+  }
+}
+
 int run(const char* path) {
+  Random rng(1);
+  for (const Kernel kernel : usable_kernels()) {
+    check_parts<int8_t>(kernel, Input::kInt8, -127, 127, rng);
+    check_parts<uint8_t>(kernel, Input::kUint8, 0, 255, rng);
+    check_parts<int16_t>(kernel, Input::kInt14, -8191, 8191, rng);
+  }
   std::ifstream file(path);
   CHECK(file.is_open());
   int cases = 0;

@@ -19,7 +19,7 @@ namespace {
 constexpr size_t kBand = kTileRows;     // positions that are encoded at once
 constexpr size_t kMinGroup = 4;         // lanes that are worth a thread when decoding
 constexpr size_t kSlots = 3;            // bands whose opinions wait for the mixer
-constexpr size_t kMostPredicting = 16;  // threads for which one can mix
+constexpr size_t kMostPredicting = 16;  // threads: one mixes no faster than some 14 predict
 
 // Where the bytes of a frame are.
 struct Pieces {
@@ -235,8 +235,8 @@ class FrameDecoder {
         coders_(payloads.begin(), payloads.end()),
         histories_(payloads.size()),
         cache_(model_, payloads.size()),
-        groups_(std::min(std::max<size_t>(params.threads, 1),
-                         most_decoding_threads(params.method, payloads.size()))) {
+        groups_(std::clamp<size_t>(params.threads, 1,
+                                   most_decoding_threads(params.method, payloads.size()))) {
     if (has_mixer(params))
       mixer_.emplace_back(mixer_params(params), raw.size(), static_cast<int>(payloads.size()));
   }

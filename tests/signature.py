@@ -12,6 +12,7 @@ from pathlib import Path
 import lmzip
 from lmzip import _core, llama_model
 from lmzip.codec import PRESETS
+from lmzip.tokenization import spell
 
 HERE = Path(__file__).parent
 TINY = HERE / "vectors" / "tiny-llama.safetensors"
@@ -46,10 +47,11 @@ def token_payloads(lanes: int) -> list[bytes]:
         tokens[b] if b % 11 else model.architecture.vocabulary + b for b in TEXT[:600] if b < 128
     ]
     payloads = _core.encode_tokens(native, symbols, lanes, 1)
-    size = sum(len(model.tokens[s]) if s < len(model.tokens) else 1 for s in symbols)
-    raw = _core.decode_tokens(native, payloads, size, 1)
-    if _core.encode_tokens(native, symbols, lanes, 2) != payloads or len(raw) != size:
-        raise AssertionError("payloads of tokens differ between numbers of threads")
+    raw = spell(symbols, model.tokens)
+    if _core.decode_tokens(native, payloads, len(raw), 1) != raw:
+        raise AssertionError("tokens: the decoded bytes differ")
+    if _core.encode_tokens(native, symbols, lanes, 2) != payloads:
+        raise AssertionError("tokens: two threads make other payloads than one")
     return payloads
 
 

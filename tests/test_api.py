@@ -429,7 +429,7 @@ def test_frames_of_a_file_wait_for_their_threads_in_order():
             time.sleep(0.02)
             inside -= 1
 
-    with share.take_free(1):  # so that they queue up
+    with share.take(0, 1):  # so that they queue up
         runners = []
         for number in range(4):
             runners.append(threading.Thread(target=work, args=(number,)))

@@ -111,14 +111,14 @@ class LmzCompressor:
     """Raw bytes in pieces -> one .lmz stream in pieces.
 
     `preset` is a name or a level 1..9; `model` a name, id or path (the default model if None);
-    `lanes` 1..4096 lanes per frame (fewer give smaller files, more decode faster); `frame_size`
-    the raw bytes per frame, up to 64 MiB; `threads` how many frames are encoded at once, 0 for
-    one per core; `verify` decodes each frame and compares before it is returned; `predictor`, a
-    float predictor (predictors.py) or "torch:MODULE:FACTORY[:ARGUMENT]", takes the place of the
-    model, and implies `verify`; `name` and `mtime_ns` are kept in the header; `raw_size`, the
-    bytes that will come where that is known, helps to choose the device and to divide the threads
-    (elsewhere the first frame takes all, later ones those that are left). Holds at most
-    2 * threads + 2 frames, on CUDA 130 for each GPU.
+    `lanes` 1..4096 lanes per frame (fewer give smaller files, more decode faster); `frame_size` the
+    raw bytes per frame, up to 64 MiB; `threads` how many work, on one frame or on several at once,
+    0 for one per core; `verify` decodes each frame and compares before it is returned; `predictor`,
+    a float predictor (predictors.py) or "torch:MODULE:FACTORY[:ARGUMENT]", takes the place of the
+    model, and implies `verify`; `name` and `mtime_ns` are kept in the header; `raw_size`, the bytes
+    that will come where that is known, helps to choose the device and to divide the threads
+    (elsewhere the first frame takes all, later ones those that are left). Holds at most 2 * threads
+    + 2 frames, on CUDA 130 for each GPU.
 
     Raises ValueError for impossible settings, ModelMismatchError for an unknown model, LmzipError
     for a predictor that cannot be loaded or does not give the same numbers twice.

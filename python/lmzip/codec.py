@@ -68,7 +68,7 @@ class FrameCodec(Protocol):
         """Return exactly raw_size bytes. CorruptError if the payloads cannot be right."""
 
 
-LONGEST_TRIAL = 1 << 14  # bytes: what may be a trial does not wait for threads
+LONGEST_TRIAL = 1 << 14  # bytes that frames.py tries codecs on at once
 COST_OF_SHARING = 0.03  # of a frame's work for each thread more, measured for the second
 
 
@@ -97,29 +97,19 @@ class ThreadShare:
     @contextlib.contextmanager
     def take(self, size: int, most: int | None = None) -> Iterator[int]:
         """Hold threads for a frame of so many bytes of the input, the calling one included: at most
-        `most`, all that it can use.  May wait until they are free."""
-        if self._input_size is None or size <= LONGEST_TRIAL:
-            with self.take_free(most) as taken:
-                yield taken
-            return
+        `most`, all that it can use.  May wait until they are free, but not for what is no larger
+        than a trial."""
+        most = min(most or self._total, self._total)
         with self._changed:
-            taken = self._planned(self._input_size, size, min(most or self._total, self._total))
-            number, self._asked = self._asked, self._asked + 1
-            self._changed.wait_for(lambda: self._served == number and self._free >= taken)
-            self._served += 1
+            if self._input_size is None or size <= LONGEST_TRIAL:
+                taken = max(1, min(most, self._free))
+            else:
+                taken = self._planned(self._input_size, size, most)
+                number, self._asked = self._asked, self._asked + 1
+                self._changed.wait_for(lambda: self._served == number and self._free >= taken)
+                self._served += 1
+                self._changed.notify_all()
             self._free -= taken
-            self._changed.notify_all()
-        yield from self._held(taken)
-
-    @contextlib.contextmanager
-    def take_free(self, most: int | None = None) -> Iterator[int]:
-        """Hold those that are free now, up to `most`, and one in any case."""
-        with self._changed:
-            taken = max(1, min(most or self._total, self._free))
-            self._free -= taken
-        yield from self._held(taken)
-
-    def _held(self, taken: int) -> Iterator[int]:
         try:
             yield taken
         finally:

@@ -238,7 +238,7 @@ class DeviceWorker(abc.ABC):
     def _run_batch(self, jobs: list[Job]) -> list[Outcome]:
         run = self._decode if jobs[0].decoding else self._encode
         outcomes: dict[int, Outcome] = {}
-        with self._request.threads.take_free() as threads:
+        with self._request.threads.take(0) as threads:
             groups = divide(jobs)
             for group, results in zip(groups, run(groups, threads), strict=True):
                 outcomes |= {id(job): result for job, result in zip(group, results, strict=True)}

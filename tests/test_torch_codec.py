@@ -29,6 +29,7 @@ from lmzip.model_file import serialize  # noqa: E402
 from lmzip.native import NativeCodec  # noqa: E402
 from lmzip.torch_codec import TorchCodec, lockstep_text  # noqa: E402
 from random_model import random_model, small_architecture  # noqa: E402
+from recorded_graph import RecordedGraph  # noqa: E402
 
 TEXT = (Path(__file__).parent / "data" / "alice29.txt").read_bytes()[5000:]
 METHODS = {"network": METHOD_NETWORK, "network and mixer": METHOD_NETWORK_MIXER}
@@ -284,6 +285,20 @@ def test_frames_through_the_triton_engine_are_the_native_bytes(native, method, s
     payloads = native.encode_frame(raw, 5)
     assert codec.encode_frame(raw, 5) == payloads
     assert codec.decode_frame(payloads, len(raw)) == raw
+
+
+@pytest.mark.usefixtures("triton_lanes")
+def test_frames_through_recorded_graphs_are_the_native_bytes(
+    native, method, small_model, monkeypatch
+):
+    """Twice, so that the lanes of the first batch are used again."""
+    from lmzip import triton_engine
+
+    monkeypatch.setattr(triton_engine, "graphs_of", lambda _: RecordedGraph)
+    codec = TorchCodec(request(method, model=small_model))
+    for first in (0, 50):
+        frames = [(TEXT[first:][:8], 2), (TEXT[first + 20 :][:3], 1)]
+        check_frames_at_once(native, codec, frames)
 
 
 # ── on a GPU ──

@@ -25,6 +25,7 @@ from lmzip import (  # noqa: E402
     llama_model,
     models,
     token_answers,
+    torch_llama,
     torch_token_codec,
 )
 from lmzip.codec import TOKEN_PROFILE, CodecRequest, ThreadShare  # noqa: E402
@@ -34,6 +35,7 @@ from lmzip.token_codec import TokenCodec  # noqa: E402
 from lmzip.torch_llama import TorchLlama  # noqa: E402
 from lmzip.torch_token_codec import TorchTokenCodec, agrees_with_native  # noqa: E402
 from random_llama import random_llama, small_llama  # noqa: E402
+from recorded_graph import RecordedGraph  # noqa: E402
 from test_llama_engine import ARCHITECTURES  # noqa: E402
 
 pytestmark = [
@@ -112,6 +114,27 @@ def test_frames_through_the_triton_engine_are_the_native_bytes(triton_codecs) ->
     raw = b"tea at tea\xff tea at\x04 ten"
     frames = [(raw, 2), (raw[::-1], 1)]
     check_frames_at_once(*triton_codecs, frames)
+
+
+def check_recorded_graphs(native: TokenCodec, ours: TorchTokenCodec, size: int) -> None:
+    """Twice, so that the lanes of the first batch are used again."""
+    for first in (0, 50):
+        frames = [(TEXT[first:][:size], 2), (TEXT[first + 20 :][: size // 2], 1)]
+        check_frames_at_once(native, ours, frames)
+
+
+def test_frames_through_recorded_graphs_are_the_native_bytes(
+    native, through_torch, monkeypatch
+) -> None:
+    monkeypatch.setattr(torch_llama, "graphs_of", lambda _: RecordedGraph)
+    check_recorded_graphs(native, through_torch, 60)
+
+
+def test_frames_through_recorded_triton_launches_are_the_native_bytes(
+    triton_codecs, monkeypatch
+) -> None:
+    monkeypatch.setattr(torch_llama, "graphs_of", lambda _: RecordedGraph)
+    check_recorded_graphs(*triton_codecs, 8)
 
 
 def check_damage(native: TokenCodec, ours: TorchTokenCodec, raw: bytes, seeds: int) -> None:

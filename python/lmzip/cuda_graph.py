@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 T = TypeVar("T")
+
+
+def graphs_of(device: torch.device) -> type[CudaGraph[Any]] | None:
+    """What records blocks of work there; None where they are done at once."""
+    return CudaGraph if device.type == "cuda" else None
 
 
 class CudaGraph(Generic[T]):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmzip import token_answers
-from lmzip.cuda_graph import CudaGraph
+from lmzip.cuda_graph import CudaGraph, graphs_of
 from lmzip.llama_model import LlamaModel
 from lmzip.llama_reference import (
     EXP16,
@@ -502,31 +502,37 @@ class LlamaLanes:
         if to_search and count != 1:
             raise ValueError("a search finds one token of each lane at a time")
         self._engine, self._to_search = engine, to_search
-        self._cuda = engine.device.type == "cuda"
-        self._state = engine.start(lanes, positions, count, graph=self._cuda)
+        record = graphs_of(engine.device)
+        self._state = engine.start(lanes, positions, count, graph=record is not None)
         self._questions, self._given = self._pair(lanes, count, token_answers.QUESTION_WORDS)
         self._given[..., token_answers.INPUT] = engine.arch.start  # a graph is recorded with tokens
         self._slots, self._wanted = self._pair(lanes)
         self._graph: CudaGraph[Tensor] | None = None
         self._search_graph: CudaGraph[Tensor] | None = None
-        if self._cuda:
-            self._graph = CudaGraph(engine.device, self._evaluate)
-            self._out = torch.empty_like(self._graph.result, device="cpu", pin_memory=True)
+        if record is not None:
+            self._graph = record(engine.device, self._evaluate)
+            self._out = self._room_for(self._graph.result)
             if to_search:
                 with self._graph.on_stream():
                     self._graph.replay()  # what is searched has to be there, or any index is read
                     self._graph.record_done()
                 self._graph.wait()
                 # Before the blocks of other lanes, which would keep this one waiting.
-                self._search_graph = CudaGraph(engine.device, self._search, priority=-1)
-                result = self._search_graph.result
-                self._found = torch.empty_like(result, device="cpu", pin_memory=True)
+                self._search_graph = record(engine.device, self._search, priority=-1)
+                self._found = self._room_for(self._search_graph.result)
             self.restart()
 
+    @property
+    def _pinned(self) -> bool:
+        return self._engine.device.type == "cuda"
+
+    def _room_for(self, result: Tensor) -> Tensor:
+        return torch.empty_like(result, device="cpu", pin_memory=self._pinned)
+
     def _pair(self, *shape: int) -> tuple[Tensor, Tensor]:
-        """int32 on the CPU, and where the engine finds them: there too, or on its device."""
-        here = torch.full(shape, -1, dtype=torch.int32, pin_memory=self._cuda)
-        return here, here.to(self._engine.device) if self._cuda else here
+        """int32, filled with -1: on the CPU, and where the engine finds a copy."""
+        here = torch.full(shape, -1, dtype=torch.int32, pin_memory=self._pinned)
+        return here, here.to(self._engine.device, copy=True)
 
     def _evaluate(self) -> Tensor:
         logits = self._engine.feed(self._state, self._given[..., token_answers.INPUT])
@@ -553,6 +559,7 @@ class LlamaLanes:
         # The last block is done, so its copy from pinned memory is too.
         np.copyto(self._questions.numpy(), questions.view(np.int32))
         if self._graph is None:
+            self._given.copy_(self._questions)
             self._out = self._evaluate()
             return
         with self._graph.on_stream():
@@ -573,6 +580,7 @@ class LlamaLanes:
         FOUND_WORDS); for a slot of ~0 nothing is looked for."""
         np.copyto(self._slots.numpy(), slots.view(np.int32))
         if self._search_graph is None:
+            self._wanted.copy_(self._slots)
             here: NDArray[np.uint32] = self._search().numpy().view(np.uint32)
             return here
         with self._search_graph.on_stream():

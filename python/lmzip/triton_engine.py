@@ -16,7 +16,7 @@ import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
 from lmzip import _core, triton_kernels
-from lmzip.cuda_graph import CudaGraph
+from lmzip.cuda_graph import CudaGraph, graphs_of
 from lmzip.lanes import DISTANCES, INTERVALS, LOGITS, SEARCH, Result
 from lmzip.model_file import Array, ExactModel
 from lmzip.reference import EXP8
@@ -342,8 +342,9 @@ class TritonLanes:
         self._engine, self._mode = engine, mode
         self._buffers = b = engine.buffers(lanes, count)
         self._graph: CudaGraph[None] | None = None
-        if engine.device.type == "cuda":
-            self._graph = CudaGraph(engine.device, self._evaluate)
+        record = graphs_of(engine.device)
+        if record is not None:
+            self._graph = record(engine.device, self._evaluate)
         else:
             self._evaluate()
         self.restart()

@@ -20,7 +20,8 @@ def architectures() -> dict[str, object]:
 
     def shape(name, vocabulary, d_model, layers, heads, kv, d_ff):
         return name, LlamaArchitecture(
-            vocabulary, d_model, layers, heads, kv, 64, d_ff, (1024,) * layers, (4,) * layers, 1e-5
+            vocabulary, d_model, layers, heads, kv, 64, d_ff, (1024,) * layers, (4,) * layers, 1e-5,
+            wide=("down",),  # as imports have it
         )  # fmt: skip
 
     return dict(

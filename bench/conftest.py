@@ -47,12 +47,13 @@ def commit() -> str:
 
 
 def provenance() -> dict[str, object]:
-    """Where a row of results comes from."""
+    """Where a row of results comes from.  Absolute paths are of this machine: only their names."""
+    words = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv)
     return {
         "device": device(),
         "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *words]),
     }
 
 

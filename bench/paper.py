@@ -21,7 +21,6 @@ import lzma
 import math
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from functools import cache
 from itertools import cycle
@@ -101,9 +100,7 @@ def sets(args: argparse.Namespace) -> Iterator[Data]:
 
 
 def results(args: argparse.Namespace, name: str, **more: Any) -> Results:
-    words = ["python bench/paper.py", *(Path(a).name for a in sys.argv[1:])]
-    more |= provenance() | {"command": " ".join(words)}
-    return Results(args.results / f"paper_{name}.csv", more)
+    return Results(args.results / f"paper_{name}.csv", more | provenance())
 
 
 def row(table: Results, data: Data, name: str, chunk: int) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class FrameCodec(Protocol):
         """Return exactly raw_size bytes. CorruptError if the payloads cannot be right."""
 
 
-LONGEST_TRIAL = 1 << 14  # bytes that frames.py tries codecs on at once
+TRIAL_SIZE = 1 << 14  # bytes that frames.py tries codecs on at once, at most
 COST_OF_SHARING = 0.03  # of a frame's work for each thread more, measured for the second
 
 
@@ -101,7 +101,7 @@ class ThreadShare:
         than a trial."""
         most = min(most or self._total, self._total)
         with self._changed:
-            if self._input_size is None or size <= LONGEST_TRIAL:
+            if self._input_size is None or size <= TRIAL_SIZE:
                 taken = max(1, min(most, self._free))
             else:
                 taken = self._planned(self._input_size, size, most)

@@ -13,7 +13,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lmzip.codec import BINARY, SAMPLE, TEXT, Codecs, FrameCodec, frame_memory, lanes_for
+from lmzip.codec import (
+    BINARY,
+    SAMPLE,
+    TEXT,
+    TRIAL_SIZE,
+    Codecs,
+    FrameCodec,
+    frame_memory,
+    lanes_for,
+)
 from lmzip.container import (
     METHOD_FLOAT,
     METHOD_MIXER,
@@ -33,8 +42,9 @@ BLOCK_SIZE, SAMPLE_SIZE = 1 << 16, 1024  # a block is judged by four samples
 LEAST_STORED = 8  # dense blocks in a row that become a frame of their own
 SMALL_FRAME = 1 << 17  # up to here a dense frame is coded whatever the probe would say
 PROBE_SIZE, PROBE_GAIN = 8192, 0.02  # what the mixer gains where it is worth its time
-# Codecs compete on two pieces of this many bytes: the mixer alone, a network, a pretrained one.
-TRIAL_SIZE, NETWORK_TRIAL_SIZE, TOKEN_TRIAL_SIZE = 16384, 4096, 2048
+# Codecs compete on two pieces of TRIAL_SIZE bytes, or, with networks or pretrained ones among
+# them, of so many.
+NETWORK_TRIAL_SIZE, TOKEN_TRIAL_SIZE = 4096, 2048
 # Cost of a network in the trial, in that of the best without: from where on it has lost, up to
 # where it has won.  Between them whole frames decide: the mixer learns what a network knows.
 NETWORK_LOSES, NETWORK_WINS = 1.1, 0.75

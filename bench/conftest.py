@@ -2,6 +2,7 @@
 
 import csv
 import platform
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -34,7 +35,9 @@ def device() -> str:
 
 
 def commit() -> str:
-    """The commit, with a plus sign if tracked files differ from it."""
+    """The commit, with a plus sign if sources differ from it."""
+    if shutil.which("git") is None:
+        return "unknown"
     git = ["git", "-C", str(Path(__file__).parent)]
     head = subprocess.run(
         [*git, "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True

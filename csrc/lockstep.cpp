@@ -14,9 +14,9 @@ constexpr size_t kSymbols = 256;
 constexpr size_t kLanesPerTask = 64;  // some microseconds of work
 constexpr size_t kCheckEvery = 64;    // steps between looks for payloads that have ended
 
-std::unique_ptr<Mixer> make_mixer(const LockstepParams& params, size_t raw_size, size_t lanes) {
-  if (params.table_bits == 0) return nullptr;
-  return std::make_unique<Mixer>(MixerParams{params.table_bits, params.profile, true}, raw_size,
+std::unique_ptr<Mixer> make_mixer(const LockstepMixer& mixer, size_t raw_size, size_t lanes) {
+  if (mixer.table_bits == 0) return nullptr;
+  return std::make_unique<Mixer>(MixerParams{mixer.table_bits, mixer.profile, true}, raw_size,
                                  static_cast<int>(lanes));
 }
 
@@ -53,12 +53,12 @@ class Weights {
 
 // --- encoding ---
 
-LockstepEncoder::LockstepEncoder(std::span<const Frame> frames, const LockstepParams& params)
-    : crew_(checked_threads(params.threads)) {
+LockstepEncoder::LockstepEncoder(std::span<const Frame> frames, size_t threads)
+    : crew_(checked_threads(threads)) {
   for (const Frame& frame : frames) {
     check_lanes(frame.lanes);
     frames_.push_back(
-        {lanes_.size(), frame.lanes, make_mixer(params, frame.raw.size(), frame.lanes)});
+        {lanes_.size(), frame.lanes, make_mixer(frame.mixer, frame.raw.size(), frame.lanes)});
     for (size_t lane = 0; lane < frame.lanes; ++lane)
       lanes_.push_back({lane_piece(frame.raw, lane, frame.lanes), {}});
   }
@@ -109,12 +109,12 @@ std::vector<std::vector<std::vector<uint8_t>>> LockstepEncoder::finish() {
 
 // --- decoding ---
 
-LockstepDecoder::LockstepDecoder(std::span<const Frame> frames, const LockstepParams& params)
-    : crew_(checked_threads(params.threads)) {
+LockstepDecoder::LockstepDecoder(std::span<const Frame> frames, size_t threads)
+    : crew_(checked_threads(threads)) {
   for (const Frame& frame : frames) {
     const size_t lanes = frame.payloads.size();
     check_lanes(lanes);
-    frames_.push_back({lanes_.size(), lanes, make_mixer(params, frame.raw.size(), lanes)});
+    frames_.push_back({lanes_.size(), lanes, make_mixer(frame.mixer, frame.raw.size(), lanes)});
     for (size_t lane = 0; lane < lanes; ++lane)
       lanes_.push_back({lane_piece(frame.raw, lane, lanes), RangeDecoder(frame.payloads[lane])});
   }

@@ -25,10 +25,10 @@
 
 namespace lmzip {
 
-struct LockstepParams {
-  int table_bits = 0;  // of each frame's mixer; 0: none
+// Of a frame.  The frames of one coder all have one, or none has.
+struct LockstepMixer {
+  int table_bits = 0;  // 0: no mixer
   MixerProfile profile = MixerProfile::kText;
-  size_t threads = 1;
 };
 
 class LockstepEncoder {
@@ -36,10 +36,11 @@ class LockstepEncoder {
   struct Frame {
     std::span<const uint8_t> raw;  // outlives the encoder
     size_t lanes;                  // 1 .. kMaxLanes
+    LockstepMixer mixer;
   };
 
   // Throws std::invalid_argument.
-  LockstepEncoder(std::span<const Frame> frames, const LockstepParams& params);
+  LockstepEncoder(std::span<const Frame> frames, size_t threads);
 
   size_t lanes() const { return lanes_.size(); }
 
@@ -71,9 +72,10 @@ class LockstepDecoder {
   struct Frame {
     std::span<const std::span<const uint8_t>> payloads;  // one a lane; outlive the decoder
     std::span<uint8_t> raw;                              // likewise
+    LockstepMixer mixer;
   };
 
-  LockstepDecoder(std::span<const Frame> frames, const LockstepParams& params);
+  LockstepDecoder(std::span<const Frame> frames, size_t threads);
 
   size_t lanes() const { return lanes_.size(); }
 

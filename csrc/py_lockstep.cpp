@@ -28,17 +28,18 @@ const Record* records(const uint32_t* words) {
   return reinterpret_cast<const Record*>(words);
 }
 
-constexpr std::pair<const char*, MixerProfile> kProfiles[] = {
-    {"text", MixerProfile::kText},
-    {"binary", MixerProfile::kBinary},
-    {"strong", MixerProfile::kStrong},
-};
+// (table bits, name of the profile), of each frame.
+using Mixers = std::vector<std::pair<int, std::string>>;
 
-LockstepParams make_params(int table_bits, const std::string& profile, size_t threads) {
-  for (const auto& [name, value] : kProfiles) {
-    if (profile == name) return {table_bits, value, threads};
+std::vector<LockstepMixer> parse(const Mixers& mixers, size_t frames) {
+  if (mixers.size() != frames) throw std::invalid_argument("a mixer for each frame is needed");
+  std::vector<LockstepMixer> out;
+  for (const auto& [table_bits, profile] : mixers) {
+    if ((table_bits == 0) != (mixers[0].first == 0))
+      throw std::invalid_argument("frames with a mixer and without one cannot be coded together");
+    out.push_back({table_bits, mixer_profile(profile)});
   }
-  throw std::invalid_argument("unknown mixer profile \"" + profile + "\"");
+  return out;
 }
 
 template <typename T>
@@ -99,7 +100,10 @@ class DecodedFrames {
     for (size_t i = 0; i < raw_.size(); ++i) {
       // Nobody else sees these objects before they are decoded, so they may still be written to.
       auto* data = reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(raw_[i].ptr()));
-      out.push_back({payloads_[i], {data, static_cast<size_t>(PyBytes_GET_SIZE(raw_[i].ptr()))}});
+      Frame frame{};
+      frame.payloads = payloads_[i];
+      frame.raw = {data, static_cast<size_t>(PyBytes_GET_SIZE(raw_[i].ptr()))};
+      out.push_back(frame);
     }
     return out;
   }
@@ -114,17 +118,17 @@ class DecodedFrames {
 
 class PyEncoder {
  public:
-  PyEncoder(const std::vector<std::pair<py::buffer, size_t>>& frames, int table_bits,
-            const std::string& profile, size_t threads) {
+  PyEncoder(const std::vector<std::pair<py::buffer, size_t>>& frames, const Mixers& mixers,
+            size_t threads) {
+    const std::vector<LockstepMixer> parsed = parse(mixers, frames.size());
     std::vector<LockstepEncoder::Frame> views;
     for (const auto& [raw, lanes] : frames) {
       kept_.push_back(raw.request());
-      views.push_back({view(kept_.back()), lanes});
+      views.push_back({view(kept_.back()), lanes, parsed[views.size()]});
     }
-    with_mixer_ = table_bits != 0;
-    const LockstepParams params = make_params(table_bits, profile, threads);
+    with_mixer_ = !parsed.empty() && parsed[0].table_bits != 0;
     const py::gil_scoped_release release;
-    coder_ = std::make_unique<LockstepEncoder>(views, params);
+    coder_ = std::make_unique<LockstepEncoder>(views, threads);
   }
 
   void take_intervals(const Array<uint32_t>& intervals) {
@@ -155,12 +159,13 @@ class PyEncoder {
 
 class PyDecoder {
  public:
-  PyDecoder(const EncodedFrames& frames, int table_bits, const std::string& profile, size_t threads)
-      : frames_(frames), with_mixer_(table_bits != 0) {
-    const auto views = frames_.frames<LockstepDecoder::Frame>();
-    const LockstepParams params = make_params(table_bits, profile, threads);
+  PyDecoder(const EncodedFrames& frames, const Mixers& mixers, size_t threads) : frames_(frames) {
+    const std::vector<LockstepMixer> parsed = parse(mixers, frames.size());
+    auto views = frames_.frames<LockstepDecoder::Frame>();
+    for (size_t i = 0; i < views.size(); ++i) views[i].mixer = parsed[i];
+    with_mixer_ = !parsed.empty() && parsed[0].table_bits != 0;
     const py::gil_scoped_release release;
-    coder_ = std::make_unique<LockstepDecoder>(views, params);
+    coder_ = std::make_unique<LockstepDecoder>(views, threads);
   }
 
   void slots(Array<uint32_t>& out) {
@@ -296,15 +301,14 @@ class PyTokenDecoder {
 
 void bind_lockstep(py::module_& m) {
   py::class_<PyEncoder>(m, "LockstepEncoder")
-      .def(py::init<const std::vector<std::pair<py::buffer, size_t>>&, int, const std::string&,
-                    size_t>(),
-           py::arg("frames"), py::arg("table_bits"), py::arg("profile"), py::arg("threads"))
+      .def(py::init<const std::vector<std::pair<py::buffer, size_t>>&, const Mixers&, size_t>(),
+           py::arg("frames"), py::arg("mixers"), py::arg("threads"))
       .def("take_intervals", &PyEncoder::take_intervals, py::arg("intervals").noconvert())
       .def("take_distances", &PyEncoder::take_distances, py::arg("distances").noconvert())
       .def("finish", &PyEncoder::finish);
   py::class_<PyDecoder>(m, "LockstepDecoder")
-      .def(py::init<const EncodedFrames&, int, const std::string&, size_t>(), py::arg("frames"),
-           py::arg("table_bits"), py::arg("profile"), py::arg("threads"))
+      .def(py::init<const EncodedFrames&, const Mixers&, size_t>(), py::arg("frames"),
+           py::arg("mixers"), py::arg("threads"))
       .def("slots", &PyDecoder::slots, py::arg("out").noconvert())
       .def("take_intervals", &PyDecoder::take_intervals, py::arg("bytes").noconvert(),
            py::arg("intervals").noconvert())

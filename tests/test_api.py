@@ -463,7 +463,7 @@ def test_error_comes_after_the_results_before_it():
     damaged = bytearray(blob)
     damaged[info.frames[3].offset + info.frames[3].compressed_size - 1] ^= 1
     codecs = codec.Codecs(threads=2)
-    chunks = frames.decode_all(frames.read_tasks([bytes(damaged)], codecs), 2, None)
+    chunks = frames.decode_all(frames.read_tasks([bytes(damaged)], codecs), codecs)
     assert b"".join(next(chunks) for _ in range(3)) == text(5 * FRAME)[: 3 * FRAME]
     with pytest.raises(lmzip.CorruptError, match=r"bytes 3000\.\.3999 is damaged"):
         next(chunks)

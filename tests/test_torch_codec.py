@@ -23,11 +23,17 @@ from lmzip import _core, device_codec, models, torch_codec  # noqa: E402
 from lmzip.codec import CodecRequest, ThreadShare  # noqa: E402
 from lmzip.container import METHOD_NETWORK, METHOD_NETWORK_MIXER  # noqa: E402
 from lmzip.device_codec import Batches, Job, divide  # noqa: E402
-from lmzip.errors import CorruptError, LimitError, UnsupportedError  # noqa: E402
+from lmzip.errors import (  # noqa: E402
+    CorruptError,
+    LimitError,
+    LmzipError,
+    UnsupportedError,
+)
 from lmzip.lanes import LOGITS  # noqa: E402
 from lmzip.model_file import serialize  # noqa: E402
 from lmzip.native import NativeCodec  # noqa: E402
 from lmzip.torch_codec import TorchCodec, lockstep_text  # noqa: E402
+from lmzip.torch_engine import TorchEngine, TorchLanes  # noqa: E402
 from random_model import random_model, small_architecture  # noqa: E402
 from recorded_graph import RecordedGraph  # noqa: E402
 
@@ -51,6 +57,12 @@ def request(
     assert model is not None
     bits = TABLE_BITS if method == METHOD_NETWORK_MIXER else 0
     return CodecRequest(method, bits, 0, model, device, ThreadShare(2))
+
+
+@pytest.fixture(autouse=True)
+def own_workers(monkeypatch):
+    """No test finds the engines of another."""
+    monkeypatch.setattr(device_codec, "_shared", {})
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -110,6 +122,25 @@ def test_a_short_payload_with_a_huge_size_ends_soon(native, through_torch):
         through_torch.decode_frame(payloads, 1 << 26)
 
 
+def test_lanes_that_were_kept_make_room(small_model, method, monkeypatch):
+    """On a device for 20 lanes, 16 of an encoder are kept; then 16 of a decoder are wanted."""
+    codec = TorchCodec(request(method, model=small_model))
+    [worker] = codec._workers
+    make = worker._make_lanes
+
+    def limited(shape):
+        kept = sum(shape[0] * len(lanes) for shape, lanes in worker._kept.items())
+        if kept + shape[0] > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return make(shape)
+
+    monkeypatch.setattr(worker, "_make_lanes", limited)
+    payloads = codec.encode_frame(TEXT[:100], 16)
+    assert worker._kept
+    assert codec.decode_frame(payloads, 100) == TEXT[:100]
+    assert worker._max_frames == device_codec.MAX_FRAMES
+
+
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 def test_out_of_memory_halves_the_batch(native, small_model, method, monkeypatch, direction):
     codec = TorchCodec(request(method, model=small_model))
@@ -125,6 +156,39 @@ def test_a_frame_for_which_there_is_never_memory_is_refused_by_name(small_model,
     codec = TorchCodec(request(METHOD_NETWORK, model=small_model))
     with pytest.raises(LimitError, match=r"a frame of 2 lanes .* use --device cpu"):
         codec.encode_frame(TEXT[:100], 2)
+
+
+def test_frames_have_tables_of_their_own_size(native, through_torch, method):
+    """Of a large frame, a small one, and one between, at once."""
+    sizes = (9000, 300, 3000)
+    theirs, ours = ([codec.sized(size) for size in sizes] for codec in (native, through_torch))
+    assert [c.table_bits for c in ours] == [c.table_bits for c in theirs]
+    assert len({c.table_bits for c in ours}) == (1 if method == METHOD_NETWORK else 2)
+    raws = [TEXT[:size] for size in sizes]
+    payloads = [c.encode_frame(raw, 3) for c, raw in zip(theirs, raws, strict=True)]
+    coded = [*zip(ours, payloads, raws, strict=True)]
+    assert at_once(lambda codec, _, raw: codec.encode_frame(raw, 3), coded) == payloads
+    assert at_once(lambda codec, lanes, raw: codec.decode_frame(lanes, len(raw)), coded) == raws
+
+
+def test_codecs_of_a_model_share_its_workers(small_model, monkeypatch):
+    """Of all tables and methods: a device that two workers use would record two graphs at once.
+    Frames with a mixer and without go in batches of their own."""
+    both = [TorchCodec(request(method, model=small_model)) for method in METHODS.values()]
+    assert both[0]._workers is both[1]._workers
+    batches = watch_batches(monkeypatch)
+    encoded = at_once(lambda codec, raw: codec.encode_frame(raw, 3), [(c, TEXT[:50]) for c in both])
+    assert encoded == [
+        NativeCodec(request(method, model=small_model)).encode_frame(TEXT[:50], 3)
+        for method in METHODS.values()
+    ]
+    assert [len(batch) for batch in batches] == [1, 1]
+
+
+def test_memory_is_that_of_the_host(native, through_torch):
+    """What lanes take on the device is not taken from the limit of -M."""
+    more = through_torch.memory_needed(9000, 64) - native.memory_needed(9000, 64)
+    assert more == 64 * torch_codec.ByteWorker.pinned_memory < 100_000
 
 
 def test_several_devices_share_the_frames():
@@ -179,12 +243,13 @@ def test_text_in_lockstep():
     assert [bytes(row) for row in text] == [b"\0ab\0", b"\0c\0\0", b"\0wx\0", b"\0yz\0", b"\0" * 4]
 
 
-def test_whole_files_by_either_device_are_the_same(small_model, monkeypatch):
+@pytest.mark.parametrize("preset", ["network", "default"])
+def test_whole_files_by_either_device_are_the_same(preset, small_model, monkeypatch):
     """Through the public functions, with the torch codec in place of the native one."""
     from lmzip import codec
 
     raw = TEXT[:20_000]
-    settings = {"preset": "network", "model": small_model, "lanes": 5, "frame_size": 3000}
+    settings = {"preset": preset, "model": small_model, "lanes": 5, "frame_size": 3000}
     native = lmzip.compress(raw, device="cpu", **settings)
     for factory in (METHOD_NETWORK, METHOD_NETWORK_MIXER):
         monkeypatch.setitem(codec._FACTORIES, factory, TorchCodec)
@@ -195,21 +260,21 @@ def test_whole_files_by_either_device_are_the_same(small_model, monkeypatch):
 def test_an_interval_that_cannot_be_is_refused_and_not_followed():
     """A defect of the device must not divide by an empty range."""
     [payloads] = encoder_payloads([(TEXT[:10], 1)])
-    decoder = _core.LockstepDecoder([(payloads, 10)], 0, "text", 1)
+    decoder = _core.LockstepDecoder([(payloads, 10)], [(0, "text")], 1)
     slots = np.zeros(1, np.uint32)
     decoder.slots(slots)
     for lo, freq in ((slots[0], 0), (slots[0] + 1, 5), (slots[0], 1 << 30), (slots[0] - 1, 1)):
         interval = np.array([[lo, freq]], np.uint32)
         with pytest.raises(RuntimeError, match="defect of the device"):
             decoder.take_intervals(np.zeros(1, np.uint8), interval)
-    encoder = _core.LockstepEncoder([(TEXT[:10], 1)], 0, "text", 1)
+    encoder = _core.LockstepEncoder([(TEXT[:10], 1)], [(0, "text")], 1)
     for lo, freq in ((5, 0), ((1 << 30) - 1, 2)):
         with pytest.raises(RuntimeError, match="defect of the device"):
             encoder.take_intervals(np.array([[[lo, freq]]], np.uint32))
 
 
 def encoder_payloads(frames):
-    encoder = _core.LockstepEncoder(frames, 0, "text", 1)
+    encoder = _core.LockstepEncoder(frames, [(0, "text")] * len(frames), 1)
     lanes = sum(lanes for _, lanes in frames)
     for _ in range(max(-(-len(raw) // lanes) for raw, lanes in frames)):
         encoder.take_intervals(np.full((lanes, 1, 2), 1 << 20, np.uint32))
@@ -227,8 +292,8 @@ def encoder_payloads(frames):
     ],
 )  # fmt: skip
 def test_arrays_of_another_shape_are_refused(call, message):
-    encoder = _core.LockstepEncoder([(b"abc", 2)], 0, "text", 1)
-    decoder = _core.LockstepDecoder([([b"", b""], 3)], 0, "text", 1)
+    encoder = _core.LockstepEncoder([(b"abc", 2)], [(0, "text")], 1)
+    decoder = _core.LockstepDecoder([([b"", b""], 3)], [(0, "text")], 1)
     with pytest.raises(ValueError, match=message):
         call(encoder, decoder)
 
@@ -252,6 +317,40 @@ def test_a_device_that_disagrees_is_found_before_it_writes(small_model):
 
     assert make(1, 1, LOGITS) is not None
     assert not torch_codec.agrees_with_native(model, broken)
+
+
+def test_where_triton_is_missing_or_wrong_pytorch_takes_its_place(small_model, monkeypatch):
+    """The choice alone: no engine here runs on CUDA."""
+    device = torch.device("cuda:0")
+    model = torch_codec.load(small_model.path)
+    on_cpu = TorchEngine(model)
+    monkeypatch.setattr(torch_codec, "TorchEngine", lambda *_: on_cpu)
+    monkeypatch.setattr(device_codec, "triton_missing", lambda _: "Triton is not installed")
+    with pytest.warns(RuntimeWarning, match="cuda:0: Triton is not installed; PyTorch's own"):
+        make_lanes = torch_codec.open_engine(model, device)
+    assert isinstance(make_lanes(1, 1, LOGITS), TorchLanes)
+    monkeypatch.setattr(torch_codec, "agrees_with_native", lambda *_: False)
+    with (
+        pytest.warns(RuntimeWarning, match="Triton is not installed"),
+        pytest.raises(LmzipError, match="cuda:0 does not give the integers of the CPU"),
+    ):
+        torch_codec.open_engine(model, device)
+
+
+def test_a_triton_that_fails_or_is_too_old_is_named(monkeypatch):
+    def broken():
+        raise RuntimeError("Failed to find C compiler")
+
+    device = torch.device("cuda:0")
+    monkeypatch.setattr(device_codec, "triton_missing", lambda _: None)
+    with pytest.warns(RuntimeWarning, match="cannot be had there .RuntimeError: Failed to find C"):
+        assert device_codec.engine_that_agrees(device, broken, lambda: 7, lambda _: True) == 7
+    monkeypatch.undo()
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert device_codec.triton_missing(device) is None
+    monkeypatch.setattr(triton, "__version__", "3.2.0")
+    assert "Triton 3.2.0 is too old" in device_codec.triton_missing(device)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

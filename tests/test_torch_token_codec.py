@@ -22,6 +22,7 @@ from device_frames import (  # noqa: E402
 from lmzip import (  # noqa: E402
     _core,
     codec,
+    device_codec,
     llama_model,
     models,
     token_answers,
@@ -47,6 +48,12 @@ pytestmark = [
 TEXT = b"the tea at ten, then the neat tan ant ate at a tee; \xff\x04 " * 12
 SMALL = random_llama(small_llama(), 7)
 SIZES = [(1, 1), (2, 3), (70, 1), (131, 4), (400, 70), (10, 7)]
+
+
+@pytest.fixture(autouse=True)
+def own_workers(monkeypatch) -> None:
+    """No test finds the engines of another."""
+    monkeypatch.setattr(device_codec, "_shared", {})
 
 
 def save(folder: Path, model: llama_model.LlamaModel) -> models.ModelInfo:
@@ -251,7 +258,7 @@ def test_where_triton_is_missing_or_wrong_pytorch_takes_its_place(monkeypatch) -
 
     packed = _core.LlamaModel(SMALL.tensors, SMALL.architecture.to_native())
     monkeypatch.setattr(torch_token_codec, "TorchLlama", engine_of)
-    monkeypatch.setattr(torch_token_codec, "triton_missing", lambda _: "Triton is not installed")
+    monkeypatch.setattr(device_codec, "triton_missing", lambda _: "Triton is not installed")
     with pytest.warns(RuntimeWarning, match="cuda:0: Triton is not installed; PyTorch's own"):
         assert torch_token_codec.open_engine(SMALL, packed, device).device.type == "cpu"
     monkeypatch.setattr(torch_token_codec, "agrees_with_native", lambda *_: False)
@@ -264,7 +271,7 @@ def test_where_triton_is_missing_or_wrong_pytorch_takes_its_place(monkeypatch) -
     from lmzip import triton_llama
 
     monkeypatch.setattr(triton_llama, "TritonLlama", lambda model, _: TorchLlama(model))
-    monkeypatch.setattr(torch_token_codec, "triton_missing", lambda _: None)
+    monkeypatch.setattr(device_codec, "triton_missing", lambda _: None)
     answers = iter([False, True])
     monkeypatch.setattr(torch_token_codec, "agrees_with_native", lambda *_: next(answers))
     with pytest.warns(RuntimeWarning, match="its kernels do not give the integers"):
@@ -336,7 +343,7 @@ def test_cuda_every_kind_of_model(architecture, tmp_path) -> None:
 
 @pytest.mark.gpu
 def test_cuda_without_triton_says_so_and_makes_the_same_bytes(small, monkeypatch) -> None:
-    monkeypatch.setattr(torch_token_codec, "triton_missing", lambda _: "there is none")
+    monkeypatch.setattr(device_codec, "triton_missing", lambda _: "there is none")
     with pytest.warns(RuntimeWarning, match="there is none; PyTorch's own operations"):
         assert_same(TokenCodec(request(small)), TorchTokenCodec(request(small, "cuda")), TEXT, 80)
 

@@ -167,13 +167,13 @@ def frame_memory(
 # --- frames in lockstep with a network that runs elsewhere: csrc/py_lockstep.cpp ---
 
 class LockstepEncoder:
-    """frames: (raw bytes, lanes). table_bits 0: no mixer, intervals are taken; else distances."""
+    """frames: (raw bytes, lanes). mixers: table bits and profile for each frame; without mixers,
+    table bits 0, intervals are taken; else distances."""
 
     def __init__(
         self,
         frames: Sequence[tuple[bytes | bytearray | memoryview, int]],
-        table_bits: int,
-        profile: MixerProfile,
+        mixers: Sequence[tuple[int, MixerProfile]],
         threads: int,
     ) -> None: ...
     def take_intervals(self, intervals: NDArray[np.uint32]) -> None: ...  # (lanes, steps, 2)
@@ -186,8 +186,7 @@ class LockstepDecoder:
     def __init__(
         self,
         frames: Sequence[tuple[Sequence[bytes | bytearray | memoryview], int]],
-        table_bits: int,
-        profile: MixerProfile,
+        mixers: Sequence[tuple[int, MixerProfile]],
         threads: int,
     ) -> None: ...
     def slots(self, out: NDArray[np.uint32]) -> None: ...  # (lanes)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from lmzip import models
+from lmzip import devices, models
 from lmzip.codec import DEFAULT_MEMORY_LIMIT, Codecs, FrameCodec, preset_named, usable_threads
 from lmzip.container import (
     MAX_FRAME_SIZE,
@@ -104,7 +104,7 @@ def decompress(
     codecs = open_codecs(
         model, device, threads, memory_limit, len(view), predictor, force, decoding=True
     )
-    return b"".join(decode_all(read_tasks(pieces, codecs), codecs.frames_at_once, memory_limit))
+    return b"".join(decode_all(read_tasks(pieces, codecs), codecs))
 
 
 class LmzCompressor:
@@ -118,7 +118,7 @@ class LmzCompressor:
     model, and implies `verify`; `name` and `mtime_ns` are kept in the header; `raw_size`, the bytes
     that will come where that is known, helps to choose the device and to divide the threads
     (elsewhere the first frame takes all, later ones those that are left). Holds at most 2 * threads
-    + 2 frames, on CUDA 130 for each GPU.
+    + 2 frames, on CUDA 130 for each GPU, as far as half of the machine's memory holds them.
 
     Raises ValueError for impossible settings, ModelMismatchError for an unknown model, LmzipError
     for a predictor that cannot be loaded or does not give the same numbers twice.
@@ -160,7 +160,15 @@ class LmzCompressor:
             StreamHeader(_model_ref(codecs, self._settings), name, mtime_ns, codecs.predictor_ref)
         )
         with_network = any(codec.method in MODEL_METHODS for codec in self._settings.codecs)
-        self._threads = codecs.frames_at_once if with_network else codecs.threads
+        self._threads = codecs.threads
+        if with_network and codecs.network_device == "cuda":
+            size = self._settings.frame_size
+            tables = max(
+                c.memory_needed(size, lanes or chosen.lanes) for c in self._settings.codecs
+            )
+            # Two frames a thread are held, raw and coded; one of them is in work.
+            room = devices.memory_for_frames(DEFAULT_MEMORY_LIMIT) // (tables + 4 * size)
+            self._threads = max(codecs.threads, min(codecs.frames_at_once, room))
         self._pool: ThreadPoolExecutor | None = None
         self._running: deque[Future[EncodedFrame]] = deque()
         self._buffer = bytearray()

@@ -309,6 +309,14 @@ class Codecs:
             return self.threads
         return max(self.threads, devices.frames_in_flight())
 
+    @property
+    def memory_at_once(self) -> int | None:
+        """Bytes for all frames that are worked on at a time; None: any.  A GPU wants so many that
+        the default limit, meant for a few, would leave it idle."""
+        if self.memory_limit != DEFAULT_MEMORY_LIMIT or self.network_device == "cpu":
+            return self.memory_limit
+        return devices.memory_for_frames(DEFAULT_MEMORY_LIMIT)
+
     def for_preset(self, preset: Preset) -> list[FrameCodec]:
         """The codecs to choose from when encoding; order 0 where no better one is built in."""
         model = self.model or models.default()

@@ -256,7 +256,7 @@ def _decompress(name: str, options: Namespace) -> None:
             _sink(target, options, before) as sink,
         ):
             raw = 0
-            for chunk in decode_all(tasks, codecs.frames_at_once, codecs.memory_limit):
+            for chunk in decode_all(tasks, codecs):
                 raw += sink.write(chunk)
                 progress.update(counter.done(), raw, counter.done_size)
     if options.name and target is not None and headers and headers[0].mtime_ns is not None:
@@ -270,9 +270,7 @@ def _test(name: str, options: Namespace) -> None:
         counter = _Counter(source)
         raw = 0
         with Progress(_shown(name), _size_of(before), wanted=_wants_progress(options)) as progress:
-            for chunk in decode_all(
-                counter.tasks(codecs), codecs.frames_at_once, codecs.memory_limit
-            ):
+            for chunk in decode_all(counter.tasks(codecs), codecs):
                 raw += len(chunk)
                 progress.update(counter.done(), raw, counter.done_size)
     if not options.quiet:

@@ -6,12 +6,16 @@ What triton_engine.TritonLanes and torch_llama.LlamaLanes have in common there.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import torch
 
 T = TypeVar("T")
+# PyTorch records one graph at a time in a process, and waits for a whole device when it begins to:
+# that would break the capture of another thread.
+_recording = threading.Lock()
 
 
 def graphs_of(device: torch.device) -> type[CudaGraph[Any]] | None:
@@ -25,7 +29,7 @@ class CudaGraph(Generic[T]):
     def __init__(self, device: torch.device, work: Callable[[], T], priority: int = 0) -> None:
         """priority: of the stream; -1 goes before the kernels of others that wait."""
         self._device = device
-        with torch.cuda.device(device):
+        with _recording, torch.cuda.device(device):
             self._stream = torch.cuda.Stream(priority=priority)  # type: ignore[no-untyped-call]
             self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._stream.wait_stream(torch.cuda.current_stream())
@@ -33,7 +37,7 @@ class CudaGraph(Generic[T]):
                 work()  # kernels are compiled, and cuBLAS is set up, before the capture
             self._stream.synchronize()
             self._graph = torch.cuda.CUDAGraph()
-            # Other threads, each with a device of its own, may go on meanwhile.
+            # Other threads may go on with what is recorded already.
             with torch.cuda.graph(
                 self._graph, stream=self._stream, capture_error_mode="thread_local"
             ):

@@ -10,17 +10,19 @@ bytes (torch_codec.py) or tokens (torch_token_codec.py), is the group's affair.
 """
 
 import abc
+import copy
 import itertools
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 
 from lmzip import devices
-from lmzip.codec import CodecRequest, FrameCodec, mebibytes
+from lmzip.codec import CodecRequest, FrameCodec, ThreadShare, mebibytes
+from lmzip.container import METHOD_NETWORK
 from lmzip.errors import LimitError, LmzipError
 
 MAX_FRAMES = devices.FRAMES_PER_GPU  # coded together, at most
@@ -32,6 +34,8 @@ MIN_DECODE_LANES = {"cuda": 64, "cpu": 0}
 # all that wait for the batch, longer than they take a CPU.
 MIN_FRAME_LANES = {"cuda": 8, "cpu": 0}
 KEPT_LANES = 4  # Lanes objects kept for the next batch of the same shape
+KEPT_MODELS = 2  # whose workers are kept
+LEAST_TRITON = (3, 6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +46,25 @@ class Job:
     raw_size: int
     raw: memoryview | bytes = b""
     payloads: Sequence[bytes] | None = None
+    method: int = METHOD_NETWORK
+    table_bits: int = 0
+    profile: int = 0
+    cores: Sequence[ThreadShare] = ()  # one for each worker
 
     @property
     def decoding(self) -> bool:
         return self.payloads is not None
+
+    def goes_with(self, other: "Job") -> bool:
+        """Whether one batch can have both: tables may differ, what is computed may not."""
+        return (self.decoding, self.method) == (other.decoding, other.method)
 
     @property
     def stride(self) -> int:
         return -(-self.raw_size // self.lanes)
 
 
+T = TypeVar("T")
 Outcome = Any  # list[bytes] (payloads), bytes, or an Exception
 Shape = tuple[int, int, Any]  # of the lanes that an engine makes
 
@@ -67,39 +80,54 @@ class DeviceCodec:
         self,
         request: CodecRequest,
         make_native: Callable[[CodecRequest], FrameCodec],
-        make_worker: Callable[[torch.device, CodecRequest], "DeviceWorker"],
+        make_worker: Callable[[torch.device, int], "DeviceWorker"],
     ) -> None:
+        """make_worker: for a device, which has this number among the workers."""
         assert request.model is not None
         kind = devices.choose(request.device, None)
-        self.method, self.table_bits = request.method, request.table_bits
-        self.profile = request.profile
+        self.method, self.profile = request.method, request.profile
         self.model_id, self.model_name = request.model.id, request.model.name
         self._native = make_native(request)  # refuses what is unknown, takes what is too little
         names = ["cpu"]
         if kind == "cuda":
             names = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        shares = request.threads.split(len(names)) if len(names) > 1 else [request.threads]
-        self._workers = [
-            make_worker(torch.device(name), replace(request, threads=share))
-            for name, share in zip(names, shares, strict=True)
-        ]
-        self._batches = Batches([worker.run for worker in self._workers])
 
-    def sized(self, raw_size: int) -> "DeviceCodec":  # noqa: ARG002 (it has no tables)
-        return self
+        def make_workers() -> list[DeviceWorker]:
+            return [make_worker(torch.device(name), i) for i, name in enumerate(names)]
+
+        key = type(self).__name__, kind, request.model.id
+        self._batches, self._workers = shared_workers(key, make_workers)
+        self._cores = request.threads.split(len(names)) if len(names) > 1 else [request.threads]
+
+    @property
+    def table_bits(self) -> int:
+        return self._native.table_bits
+
+    def sized(self, raw_size: int) -> Self:
+        native = self._native.sized(raw_size)
+        if native is self._native:
+            return self
+        smaller = copy.copy(self)
+        smaller._native = native
+        return smaller
 
     def memory_needed(self, raw_size: int, lanes: int) -> int:
-        """As the native codec, and the caches, rows and pinned copies of a step."""
-        per_lane = self._workers[0].lane_memory(-(-raw_size // lanes))
-        return self._native.memory_needed(raw_size, lanes) + lanes * per_lane
+        """As the native codec, which may take the frame, and pinned copies of a step.  What is on
+        the device counts there: a batch that does not fit is halved."""
+        return self._native.memory_needed(raw_size, lanes) + lanes * self._workers[0].pinned_memory
 
     def encode_frame(self, data: memoryview | bytes, lanes: int) -> list[bytes]:
-        payloads: list[bytes] = self._checked(Job(lanes, len(data), raw=data))
+        payloads: list[bytes] = self._checked(Job(lanes, len(data), data, None, *self._coding()))
         return payloads
 
     def decode_frame(self, payloads: Sequence[bytes], raw_size: int) -> bytes:
-        raw: bytes = self._checked(Job(len(payloads), raw_size, payloads=payloads))
+        job = Job(len(payloads), raw_size, b"", payloads, *self._coding())
+        raw: bytes = self._checked(job)
         return raw
+
+    def _coding(self) -> tuple[int, int, int, Sequence[ThreadShare]]:
+        """The last fields of a job."""
+        return self.method, self.table_bits, self.profile, self._cores
 
     def _checked(self, job: Job) -> Any:
         if job.raw_size == 0:
@@ -118,6 +146,24 @@ class DeviceCodec:
 
 
 # ── frames that come at the same time ──
+
+_shared: dict[tuple[str, str, bytes], tuple["Batches", list["DeviceWorker"]]] = {}
+_shared_lock = threading.Lock()
+
+
+def shared_workers(
+    key: tuple[str, str, bytes], make: Callable[[], list["DeviceWorker"]]
+) -> tuple["Batches", list["DeviceWorker"]]:
+    """Those of a model, the same for all codecs of this process: frames come together whatever
+    stream they are of, and later streams find the model, its kernels and its lanes."""
+    with _shared_lock:
+        if (found := _shared.pop(key, None)) is None:
+            workers = make()
+            found = Batches([worker.run for worker in workers]), workers
+        _shared[key] = found
+        while len(_shared) > KEPT_MODELS:
+            del _shared[next(iter(_shared))]
+        return found
 
 
 class Batches:
@@ -170,7 +216,7 @@ class Batches:
         others = [
             j
             for j in self._waiting
-            if j.decoding == job.decoding and not any(j is leader for leader in self._leading)
+            if job.goes_with(j) and not any(j is leader for leader in self._leading)
         ]
         # Workers that are free, or for which someone else is gathering, take their part too.
         share = -(-len(others) // (len(self._free) + len(self._leading)))
@@ -186,9 +232,12 @@ class Batches:
 class DeviceWorker(abc.ABC):
     """Codes batches of frames with one model on one device. Not for several threads at once."""
 
-    def __init__(self, device: torch.device, request: CodecRequest) -> None:
+    pinned_memory: int  # bytes of the host that a lane's step takes
+
+    def __init__(self, device: torch.device, number: int) -> None:
+        """number: among the workers."""
         self.kind = device.type
-        self._device, self._request = device, request
+        self._device, self._number = device, number
         self._max_frames = MAX_FRAMES
         self._kept: dict[Shape, list[Any]] = {}
 
@@ -218,15 +267,24 @@ class DeviceWorker(abc.ABC):
             batch = jobs[len(outcomes) :][: self._max_frames]
             try:
                 outcomes += self._run_batch(batch)
+                continue
             except torch.OutOfMemoryError:
-                self._kept.clear()
-                if self.kind == "cuda":
-                    torch.cuda.empty_cache()
-                if len(batch) == 1:
-                    outcomes.append(self._too_large(batch[0]))
-                else:
-                    self._max_frames = len(batch) // 2
+                pass  # the error holds on to the lanes of the batch until it is gone itself
+            if self._forget_kept():
+                continue
+            if len(batch) == 1:
+                outcomes.append(self._too_large(batch[0]))
+            else:
+                self._max_frames = len(batch) // 2
         return outcomes
+
+    def _forget_kept(self) -> bool:
+        """Whether there was anything, which may have been what was in the way."""
+        kept = bool(self._kept)
+        self._kept.clear()
+        if self.kind == "cuda":
+            torch.cuda.empty_cache()
+        return kept
 
     def _too_large(self, job: Job) -> LimitError:
         need = mebibytes(job.lanes * self.lane_memory(job.stride))
@@ -238,7 +296,7 @@ class DeviceWorker(abc.ABC):
     def _run_batch(self, jobs: list[Job]) -> list[Outcome]:
         run = self._decode if jobs[0].decoding else self._encode
         outcomes: dict[int, Outcome] = {}
-        with self._request.threads.take(0) as threads:
+        with jobs[0].cores[self._number].take(0) as threads:
             groups = divide(jobs)
             for group, results in zip(groups, run(groups, threads), strict=True):
                 outcomes |= {id(job): result for job, result in zip(group, results, strict=True)}
@@ -294,21 +352,49 @@ def triton_missing(device: torch.device) -> str | None:
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "it has no tensor cores for int8 products that Triton uses"
     try:
-        import triton  # type: ignore[import-untyped] # noqa: F401
+        import triton  # type: ignore[import-untyped]
     except ImportError:
         return "Triton is not installed (lmzip-codec[cuda])"
+    if tuple(map(int, triton.__version__.split(".")[:2])) < LEAST_TRITON:
+        wanted = ".".join(map(str, LEAST_TRITON))
+        return f"Triton {triton.__version__} is too old; {wanted} is needed"
     return None
 
 
-WRONG_KERNELS = "its kernels do not give the integers of the CPU there: please report this"
+def engine_that_agrees(
+    device: torch.device,
+    make_triton: Callable[[], T],
+    make_portable: Callable[[], T],
+    agrees: Callable[[T], bool],
+) -> T:
+    """The Triton engine of a CUDA device.  Where Triton is missing, fails or is wrong, PyTorch's
+    own operations, with a warning that says why.
 
-
-def warn_of_torch(device: torch.device, missing: str) -> None:
+    agrees: whether an engine gives the CPU's integers.  Raises LmzipError where none does.
+    """
+    missing = triton_missing(device)
+    if missing is None:
+        try:
+            engine = make_triton()
+            if agrees(engine):
+                return engine
+            missing = "its kernels do not give the integers of the CPU there: please report this"
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 (a compiler or driver may raise anything)
+            missing = f"its kernels cannot be had there ({type(error).__name__}: {error})"
     warnings.warn(
         f"{device}: {missing}; PyTorch's own operations are used, which are slower",
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=2,
     )
+    engine = make_portable()
+    if not agrees(engine):
+        raise LmzipError(
+            f"{device} does not give the integers of the CPU: use --device cpu, and please report "
+            "this"
+        )
+    return engine
 
 
 class EncodeGroup(Protocol):

@@ -5,6 +5,7 @@ there and the work is large enough to be worth the start of a CUDA process.
 """
 
 import importlib.util
+import os
 from pathlib import Path
 
 from lmzip.errors import UnsupportedError
@@ -26,6 +27,16 @@ def frames_in_flight() -> int:
     import torch
 
     return FRAMES_PER_GPU * torch.cuda.device_count()
+
+
+def memory_for_frames(least: int) -> int:
+    """Bytes of the host for all frames that GPUs code at the same time, with their mixers: half of
+    what there is, or `least`."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not everywhere
+        return least
+    return max(least, total // 2)
 
 
 def driver_present() -> bool:

@@ -178,7 +178,7 @@ class _Decoding:
         )
 
     def run(self, tasks: Iterable[FrameTask]) -> Iterator[bytes]:
-        return decode_all(tasks, self.codecs.frames_at_once, self.codecs.memory_limit)
+        return decode_all(tasks, self.codecs)
 
 
 class _FrameReader(io.RawIOBase):

@@ -316,12 +316,15 @@ def codec_of(frame: FrameHeader, stream: StreamHeader, codecs: Codecs) -> FrameC
     return codecs.for_frame(stream, frame)
 
 
-def decode_all(
-    tasks: Iterable[FrameTask], threads: int, memory_limit: int | None
-) -> Iterator[bytes]:
-    """Decode frames on `threads` threads, in order. An error comes after what precedes it."""
+def decode_all(tasks: Iterable[FrameTask], codecs: Codecs) -> Iterator[bytes]:
+    """Decode frames, as many at once as the codecs want, in order. An error comes after what
+    precedes it."""
     return ordered_map(
-        decode_frame, tasks, threads, budget=memory_limit, cost=lambda task: task.memory
+        decode_frame,
+        tasks,
+        codecs.frames_at_once,
+        budget=codecs.memory_at_once,
+        cost=lambda task: task.memory,
     )
 
 

@@ -59,7 +59,7 @@ def salvage(view: bytes | memoryview | mmap, codecs: Codecs) -> Iterator[Piece]:
         _decode,
         _Scan(view, codecs).items(),
         codecs.frames_at_once,
-        budget=codecs.memory_limit,
+        budget=codecs.memory_at_once,
         cost=lambda item: 0 if isinstance(item, Piece) else item[1].memory,
     )
 

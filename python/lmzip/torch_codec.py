@@ -7,6 +7,7 @@ bytes for a byte without the mixer, 512 with it (lanes.py).
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,6 @@ from lmzip import _core
 from lmzip.codec import CodecRequest, lane_ranges
 from lmzip.container import METHOD_NETWORK
 from lmzip.device_codec import (
-    WRONG_KERNELS,
     DecodeGroup,
     DeviceCodec,
     DeviceWorker,
@@ -24,15 +24,17 @@ from lmzip.device_codec import (
     Job,
     Outcome,
     Shape,
+    engine_that_agrees,
     finish_frames,
     power_of_two,
-    triton_missing,
-    warn_of_torch,
 )
 from lmzip.lanes import DISTANCES, INTERVALS, LOGITS, SEARCH, Lanes
 from lmzip.model_file import Architecture, ExactModel, load
 from lmzip.native import PROFILES, NativeCodec
 from lmzip.torch_engine import TorchEngine, TorchLanes
+
+if TYPE_CHECKING:
+    from lmzip._core import MixerProfile
 
 ENCODE_ROWS = {"cuda": 16384, "cpu": 512}  # positions of a group that are evaluated at once
 MAX_BLOCK = 128  # of which of one lane
@@ -44,9 +46,9 @@ class TorchCodec(DeviceCodec):
 
     def __init__(self, request: CodecRequest) -> None:
         assert request.model is not None
-        model = load(request.model.path)
+        path = request.model.path
         super().__init__(
-            request, NativeCodec, lambda device, share: ByteWorker(model, device, share)
+            request, NativeCodec, lambda device, number: ByteWorker(load(path), device, number)
         )
 
 
@@ -58,8 +60,10 @@ def step_memory(a: Architecture) -> tuple[int, int]:
 
 
 class ByteWorker(DeviceWorker):
-    def __init__(self, model: ExactModel, device: torch.device, request: CodecRequest) -> None:
-        super().__init__(device, request)
+    pinned_memory = 2 * 256 + 8  # a row of distances; an input and what is given with it
+
+    def __init__(self, model: ExactModel, device: torch.device, number: int) -> None:
+        super().__init__(device, number)
         self._model = model
 
     def lane_memory(self, stride: int) -> int:  # noqa: ARG002 (windows are short)
@@ -73,18 +77,16 @@ class ByteWorker(DeviceWorker):
         return self._engine(*shape)
 
     def _encode_group(self, jobs: list[Job], threads: int) -> EncodeGroup:
-        return ByteEncodeGroup(self, self._request, jobs, threads)
+        return ByteEncodeGroup(self, jobs, threads)
 
     def _decode_group(self, jobs: list[Job], threads: int) -> DecodeGroup:
-        return ByteDecodeGroup(self, self._request, jobs, threads)
+        return ByteDecodeGroup(self, jobs, threads)
 
 
 class ByteEncodeGroup:
-    def __init__(
-        self, worker: DeviceWorker, request: CodecRequest, jobs: list[Job], threads: int
-    ) -> None:
+    def __init__(self, worker: DeviceWorker, jobs: list[Job], threads: int) -> None:
         self._worker = worker
-        self._with_mixer = request.method != METHOD_NETWORK
+        self._with_mixer = jobs[0].method != METHOD_NETWORK
         lanes = sum(job.lanes for job in jobs)
         stride = max(job.stride for job in jobs)
         rows = ENCODE_ROWS[worker.kind]
@@ -95,10 +97,7 @@ class ByteEncodeGroup:
         self._key = lanes, count, mode
         self._lanes = worker.take(self._key)
         self._coder = _core.LockstepEncoder(
-            [(job.raw, job.lanes) for job in jobs],
-            request.table_bits,
-            PROFILES[request.profile],
-            threads,
+            [(job.raw, job.lanes) for job in jobs], mixers_of(jobs), threads
         )
 
     def launch(self, block: int) -> None:
@@ -120,11 +119,9 @@ class ByteEncodeGroup:
 
 
 class ByteDecodeGroup:
-    def __init__(
-        self, worker: DeviceWorker, request: CodecRequest, jobs: list[Job], threads: int
-    ) -> None:
+    def __init__(self, worker: DeviceWorker, jobs: list[Job], threads: int) -> None:
         self._worker = worker
-        self._with_mixer = request.method != METHOD_NETWORK
+        self._with_mixer = jobs[0].method != METHOD_NETWORK
         lanes = sum(job.lanes for job in jobs)
         self.steps = max(job.stride for job in jobs)
         self._frames = len(jobs)
@@ -133,10 +130,7 @@ class ByteDecodeGroup:
         self._bytes = np.zeros(lanes, np.uint8)
         self._slots = np.zeros(lanes, np.uint32)
         self._coder = _core.LockstepDecoder(
-            [(job.payloads or [], job.raw_size) for job in jobs],
-            request.table_bits,
-            PROFILES[request.profile],
-            threads,
+            [(job.payloads or [], job.raw_size) for job in jobs], mixers_of(jobs), threads
         )
 
     def launch(self) -> None:
@@ -162,6 +156,10 @@ class ByteDecodeGroup:
         return finish_frames(self._frames, self._coder.finish)
 
 
+def mixers_of(jobs: Sequence[Job]) -> list[tuple[int, "MixerProfile"]]:
+    return [(job.table_bits, PROFILES[job.profile]) for job in jobs]
+
+
 def lockstep_text(jobs: Sequence[Job], length: int) -> npt.NDArray[np.uint8]:
     """(lanes, 1 + length): each lane's first input, 0, then its bytes, then zeros."""
     text = np.zeros((sum(job.lanes for job in jobs), 1 + length), np.uint8)
@@ -180,22 +178,24 @@ def lockstep_text(jobs: Sequence[Job], length: int) -> npt.NDArray[np.uint8]:
 def open_engine(model: ExactModel, device: torch.device) -> Callable[[int, int, str], Lanes]:
     """The best engine for a device, which makes Lanes(lanes, count, mode) of the model.
 
-    Where CUDA lacks what the Triton engine needs, PyTorch's own operations, with a warning.
+    Raises LmzipError where none gives the CPU's integers.
     """
-    if device.type == "cpu":
-        portable = TorchEngine(model, device)
-        return lambda lanes, count, mode: TorchLanes(portable, lanes, count, mode)
-    missing = triton_missing(device)
-    if missing is None:
+
+    def portable() -> Callable[[int, int, str], Lanes]:
+        engine = TorchEngine(model, device)
+        return lambda lanes, count, mode: TorchLanes(engine, lanes, count, mode)
+
+    def by_triton() -> Callable[[int, int, str], Lanes]:
         from lmzip.triton_engine import TritonEngine, TritonLanes
 
         engine = TritonEngine(model, device)
-        if agrees_with_native(model, lambda *shape: TritonLanes(engine, *shape)):
-            return lambda lanes, count, mode: TritonLanes(engine, lanes, count, mode)
-        missing = WRONG_KERNELS
-    warn_of_torch(device, missing)
-    portable = TorchEngine(model, device)
-    return lambda lanes, count, mode: TorchLanes(portable, lanes, count, mode)
+        return lambda lanes, count, mode: TritonLanes(engine, lanes, count, mode)
+
+    if device.type == "cpu":
+        return portable()
+    return engine_that_agrees(
+        device, by_triton, portable, lambda make_lanes: agrees_with_native(model, make_lanes)
+    )
 
 
 def agrees_with_native(

@@ -69,7 +69,14 @@ def quantize_row(x: Tensor, limit: int) -> tuple[Tensor, Tensor]:
 
 def refuse_reduced_precision() -> None:
     """ValueError in a process that has changed the defaults for float32 matrix products."""
-    if torch.get_float32_matmul_precision() != "highest" or torch.backends.cuda.matmul.allow_tf32:
+    try:
+        reduced = (
+            torch.get_float32_matmul_precision() != "highest"
+            or torch.backends.cuda.matmul.allow_tf32
+        )
+    except RuntimeError:  # set by fp32_precision, which these do not go with
+        reduced = True
+    if reduced:
         raise ValueError(
             "float32 products run at reduced precision here; "
             "torch.set_float32_matmul_precision('highest') makes them exact"

@@ -17,7 +17,6 @@ import torch
 from lmzip import _core, llama_model, token_answers
 from lmzip.codec import CodecRequest
 from lmzip.device_codec import (
-    WRONG_KERNELS,
     DecodeGroup,
     DeviceCodec,
     DeviceWorker,
@@ -25,12 +24,10 @@ from lmzip.device_codec import (
     Job,
     Outcome,
     Shape,
+    engine_that_agrees,
     finish_frames,
     power_of_two,
-    triton_missing,
-    warn_of_torch,
 )
-from lmzip.errors import LmzipError
 from lmzip.llama_model import LlamaModel
 from lmzip.token_codec import TokenCodec
 from lmzip.torch_llama import LlamaLanes, TorchLlama
@@ -53,28 +50,30 @@ class TorchTokenCodec(DeviceCodec):
 
     def __init__(self, request: CodecRequest) -> None:
         assert request.model is not None
-        model = llama_model.parse(request.model.path.read_bytes())
-        super().__init__(
-            request,
-            TokenCodec,
-            lambda device, share: TokenWorker(model, self._native.native, device, share),
-        )
+        path = request.model.path
+
+        def make_worker(device: torch.device, number: int) -> TokenWorker:
+            model = llama_model.parse(path.read_bytes())
+            return TokenWorker(model, self._native.native, device, number)
+
+        super().__init__(request, TokenCodec, make_worker)
 
     def encode_frame(self, data: memoryview | bytes, lanes: int) -> list[bytes]:
         symbols = self._native.symbols(data)  # by the thread that brings the frame
-        payloads: list[bytes] = self._checked(TokenJob(lanes, len(data), data, None, symbols))
+        job = TokenJob(lanes, len(data), data, None, *self._coding(), symbols)
+        payloads: list[bytes] = self._checked(job)
         return payloads
 
 
 class TokenWorker(DeviceWorker):
+    pinned_memory = 4 * (
+        token_answers.QUESTION_WORDS + token_answers.ANSWER_WORDS + 1 + token_answers.FOUND_WORDS
+    )
+
     def __init__(
-        self,
-        model: LlamaModel,
-        native: _core.LlamaModel,
-        device: torch.device,
-        request: CodecRequest,
+        self, model: LlamaModel, native: _core.LlamaModel, device: torch.device, number: int
     ) -> None:
-        super().__init__(device, request)
+        super().__init__(device, number)
         self.architecture = model.architecture
         self.native = native
         self._model = model
@@ -164,26 +163,21 @@ class TokenDecodeGroup:
 
 
 def open_engine(model: LlamaModel, native: _core.LlamaModel, device: torch.device) -> TorchLlama:
-    """The best engine for a device.  Where CUDA lacks what the Triton engine needs, PyTorch's own
-    operations, with a warning.  Raises LmzipError where those do not give the CPU's integers."""
-    if device.type == "cpu":
-        return TorchLlama(model, device)
-    missing = triton_missing(device)
-    if missing is None:
+    """The best engine for a device.  Raises LmzipError where none gives the CPU's integers."""
+
+    def by_triton() -> TorchLlama:
         from lmzip.triton_llama import TritonLlama
 
-        engine: TorchLlama = TritonLlama(model, device)
-        if agrees_with_native(engine, native):
-            return engine
-        missing = WRONG_KERNELS
-    warn_of_torch(device, missing)
-    engine = TorchLlama(model, device)
-    if not agrees_with_native(engine, native):
-        raise LmzipError(
-            f"{device} does not give the integers of the CPU: use --device cpu, and please report "
-            "this"
-        )
-    return engine
+        return TritonLlama(model, device)
+
+    if device.type == "cpu":
+        return TorchLlama(model, device)
+    return engine_that_agrees(
+        device,
+        by_triton,
+        lambda: TorchLlama(model, device),
+        lambda engine: agrees_with_native(engine, native),
+    )
 
 
 def agrees_with_native(engine: TorchLlama, native: _core.LlamaModel, lanes: int = 24) -> bool:

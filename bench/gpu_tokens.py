@@ -257,10 +257,8 @@ def frames(bench, name: str, model, native, lanes: int) -> None:
 
     count, each, length = (2, 1, 6) if bench.on_cpu else (lanes // 64, 64, 256)
     threads = codec.usable_threads(0)
-    request = codec.CodecRequest(
-        METHOD_TOKENS, 0, codec.TOKEN_PROFILE, None, bench.device.type, codec.ThreadShare(threads)
-    )
-    worker = TokenWorker(model, native, bench.device, request)
+    coding = METHOD_TOKENS, 0, codec.TOKEN_PROFILE, [codec.ThreadShare(threads)]
+    worker = TokenWorker(model, native, bench.device, 0)
     if bench.on_cpu:  # the interpreter, not PyTorch's own operations
         from lmzip.triton_llama import TritonLlama
 
@@ -270,7 +268,8 @@ def frames(bench, name: str, model, native, lanes: int) -> None:
     drawn = rng.choice(spelled, (count, each * length)).tolist()
     raws = [b"".join(model.tokens[t] for t in frame) for frame in drawn]
     jobs = [
-        TokenJob(each, len(raw), raw, None, frame) for raw, frame in zip(raws, drawn, strict=True)
+        TokenJob(each, len(raw), raw, None, *coding, frame)
+        for raw, frame in zip(raws, drawn, strict=True)
     ]
 
     def timed(work):
@@ -280,7 +279,7 @@ def frames(bench, name: str, model, native, lanes: int) -> None:
     if not bench.on_cpu:
         worker.run(jobs)  # kernels, graphs
     payloads, encode = timed(lambda: worker.run(jobs))
-    back = [Job(each, len(raw), payloads=p) for raw, p in zip(raws, payloads, strict=True)]
+    back = [Job(each, len(raw), b"", p, *coding) for raw, p in zip(raws, payloads, strict=True)]
     if not bench.on_cpu:
         worker.run(back)
     decoded, decode = timed(lambda: worker.run(back))

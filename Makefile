@@ -33,6 +33,7 @@ test: lint native pytest ## everything: linters, native tests under sanitizers, 
 check: lint pytest ## linters and Python tests, without the native ones
 
 lint: build ## ruff, mypy, clang-format
+	@test -n "$(CXX_FILES)" || { echo "lint needs a git clone, which says what the sources are"; exit 1; }
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

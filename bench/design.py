@@ -12,8 +12,6 @@ import argparse
 import csv
 import dataclasses
 import hashlib
-import lzma
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -21,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
+import corpora
 from conftest import provenance
 from lmzip import _core, models
 from lmzip.model_file import ExactModel, load
 from lmzip.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
-ENWIK8 = Path(os.environ.get("LMZIP_DATA", ROOT.parent / "shared" / "data")) / "open" / "enwik8.xz"
 NETWORK, MIXER, BOTH = 1, 2, 3  # methods, docs/format.md section 5
 PROFILE = "strong"  # of the mixer, as in the default preset
 METHODS = {NETWORK: "network", MIXER: "mixer", BOTH: "network+mixer"}
@@ -44,7 +42,7 @@ ROWS = 2 + 2 * len(LANES) + 2 * len(WINDOWS) + len(FRAMES)
 
 
 def text() -> bytes:
-    return lzma.decompress(ENWIK8.read_bytes())[95_000_000:]
+    return corpora.raw("enwik8", 95_000_000)
 
 
 def native(model: ExactModel) -> _core.ExactModel:

@@ -1,6 +1,6 @@
 """What integers cost: the entropy of texts under an exact model and under its checkpoint in fp32.
 
-    python bench/exactness.py smollm2 --checkpoint SmolLM2-135M-Instruct.Q4_1.gguf --data DATA \
+    python bench/exactness.py smollm2 --checkpoint SmolLM2-135M-Instruct.Q4_1.gguf \
         --results bench/results/exactness.csv
 
 The same tokens in the same contexts: the text in rows of 1024 tokens, each by itself, as far as
@@ -55,7 +55,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE.gguf")
-    parser.add_argument("--data", type=Path, required=True, help="the folder open/ of the data")
     parser.add_argument("--only", nargs="+", default=list(TEXTS), choices=list(TEXTS))
     parser.add_argument("--rows", type=int, default=12, help="of a text, at most")
     parser.add_argument("--results", type=Path, required=True)
@@ -66,7 +65,7 @@ def main() -> None:
     floats, vocabulary = float_model(read_checkpoint(args.checkpoint))
     tokenizer = Tokenizer(exact.tokens, exact.tokenizer)
     for name in args.only:
-        rows = rows_of(tokenizer.encode(read(args.data, name)), vocabulary, args.rows)
+        rows = rows_of(tokenizer.encode(read(name)), vocabulary, args.rows)
         if not len(rows):
             continue
         size = sum(len(exact.tokens[token]) for token in rows.flat)

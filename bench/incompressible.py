@@ -18,16 +18,15 @@ from pathlib import Path
 
 from PIL import Image
 
+import corpora
 from conftest import provenance
-from whole import ENWIK8, Runs, text
-
-OPEN = ENWIK8.parent
+from whole import Runs, text
 
 
 def photographs(size: int) -> bytes:
     out = bytearray()
     for quality in (95, 90, 85, 80, 75, 60):
-        for path in sorted((OPEN / "images").glob("*.ppm.xz")):
+        for path in sorted((corpora.OPEN / "images").glob("*.ppm.xz")):
             image = Image.open(io.BytesIO(lzma.decompress(path.read_bytes())))
             with io.BytesIO() as file:
                 image.save(file, "JPEG", quality=quality)
@@ -46,7 +45,7 @@ def inputs(size: int) -> Iterator[tuple[str, bytes, int]]:
     """Name, bytes, and how many of them are random."""
     rng = random.Random(1)
     yield "random", rng.randbytes(size), size
-    xz = ENWIK8.read_bytes()[:size]
+    xz = corpora.stored("enwik8").read_bytes()[:size]
     yield "xz", xz, len(xz)
     for name, data in (("zip", zipped(size)), ("jpeg", photographs(size))):
         yield name, data, len(data)

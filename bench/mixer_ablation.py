@@ -14,7 +14,6 @@ other groups are files of LMZIP_DATA/open, measured and not tuned on.
 
 import argparse
 import csv
-import lzma
 import math
 import os
 import re
@@ -31,13 +30,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+import corpora
 from conftest import provenance
 from lmzip import _core, coder_torch, models
 from lmzip.corpus import read_mix
 from lmzip.model_file import load
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("LMZIP_DATA", ROOT.parent / "shared" / "data"))
 PIECE = 131_072  # bytes of a text
 LANES = 4  # of a text of that size beside a network
 
@@ -46,7 +45,7 @@ Sample = tuple[str, bytes]
 
 def texts() -> list[Sample]:
     """The middle of what the bundled model's recipe holds out of each kind of text."""
-    os.environ.setdefault("LMZIP_DATA", str(DATA))
+    os.environ.setdefault("LMZIP_DATA", str(corpora.DATA))
     found = []
     for group in read_mix(ROOT / "recipes" / "bundled.json").groups:
         begin = max(0, (len(group.held_out) - PIECE) // 2)
@@ -58,7 +57,7 @@ def open_files(*names: str, size: int = 400_000) -> list[Sample]:
     found = []
     for name in names:
         path, _, begin = name.partition("@")
-        raw = lzma.decompress((DATA / "open" / f"{path}.xz").read_bytes())
+        raw = corpora.raw(path)
         found.append((path, raw[int(begin or 0) :][:size]))
     return found
 

@@ -6,15 +6,14 @@
 One row for each file and codec: bytes, and CPU seconds (user and system) to encode and to decode
 (which rows of tools from before 2026-11-27 lack).  Rows that the results already hold are not
 measured again, so a run that was cut off goes on where it ended; delete rows to have them again.
-The files are those of LMZIP_DATA/open (default ../shared/data/open), held against its MANIFEST.tsv;
-enwik8 stands for its two slices that are reported (nothing from byte 90,000,000 on was trained on).
+The files are those that open_set.tsv names (corpora.py), held against it; enwik8 stands for its two
+slices that are reported (nothing from byte 90,000,000 on was trained on).
 """
 
 import argparse
 import csv
 import fnmatch
 import hashlib
-import lzma
 import os
 import resource
 import shutil
@@ -27,11 +26,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import corpora
 import lmzip
 from conftest import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
-OPEN = Path(os.environ.get("LMZIP_DATA", ROOT.parent / "shared" / "data")) / "open"
 TOOLS = {  # {raw} into {out} or standard output; {out}, which is the standard input too, back
     "xz -9e": ("xz -9e -T1 -k -c {raw}", "xz -d -T1 -c"),
     "zstd -22": ("zstd -q -T1 --ultra -22 --long=27 -c {raw}", "zstd -q -d --long=27 -c"),
@@ -47,7 +46,7 @@ PROVENANCE = ["threads", "commit", "device", "date", "command"]
 
 def files(pattern: str, largest: int) -> Iterator[tuple[str, bytes]]:
     """Name and raw bytes of each file of the manifest; ValueError if one is not what it says."""
-    with (OPEN / "MANIFEST.tsv").open() as manifest:
+    with corpora.MANIFEST.open() as manifest:
         rows = list(csv.DictReader(manifest, delimiter="\t"))
     for row in rows:
         name = row["path"].removesuffix(".xz")
@@ -55,7 +54,7 @@ def files(pattern: str, largest: int) -> Iterator[tuple[str, bytes]]:
             int(row["raw_bytes"]) > largest and name != "enwik8"
         ):
             continue
-        raw = lzma.decompress((OPEN / row["path"]).read_bytes())
+        raw = corpora.raw(name)
         if hashlib.sha256(raw).hexdigest() != row["sha256_raw"]:
             raise ValueError(f"{name} is not the file that the manifest describes")
         if name == "enwik8":

@@ -17,9 +17,7 @@ the paper's loader: one byte a pixel or sample, nothing between.  --limit bounds
 
 import argparse
 import csv
-import lzma
 import math
-import os
 import shutil
 from collections.abc import Iterator
 from functools import cache
@@ -30,6 +28,7 @@ from typing import Any
 import numpy as np
 
 import continuations
+import corpora
 import open_set
 from conftest import provenance
 from continuations import Continuations
@@ -39,7 +38,6 @@ from lmzip.evaluate import Data, Results, as_row, measure
 from paper_report import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
-OPEN = Path(os.environ.get("LMZIP_DATA", ROOT.parent / "shared" / "data")) / "open"
 PAPER_MODELS = ROOT / "bench" / "models"
 CHUNK = 2048
 CLASSICAL = ("gzip", "lzma", "png", "png-paper", "png-paper-plain", "flac")
@@ -78,7 +76,7 @@ def compressor(name: str) -> Compressor:
 
 @cache
 def unxz(name: str) -> bytes:
-    return lzma.decompress((OPEN / f"{name}.xz").read_bytes())
+    return corpora.raw(name)
 
 
 @cache

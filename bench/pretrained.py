@@ -1,7 +1,7 @@
 """Size and speed of pretrained language models on files of the open set; decoded and compared.
 
     lmzip models import SmolLM2-135M-Instruct.Q4_1.gguf -o smollm2
-    python bench/pretrained.py smollm2 --data DATA --lanes 8 --results bench/results/pretrained.csv
+    python bench/pretrained.py smollm2 --lanes 8 --results bench/results/pretrained.csv
 
 CPU time of the whole process, so that other work on the machine counts little. Rows are added to
 the results as they come. --pytorch FILE.gguf adds how fast PyTorch decodes step by step with the
@@ -11,11 +11,11 @@ same checkpoint: as many streams at once as there are lanes, and one, as other c
 import argparse
 import csv
 import json
-import lzma
 import sys
 import time
 from pathlib import Path
 
+import corpora
 from conftest import provenance
 from lmzip import models
 from lmzip.checkpoint import Checkpoint, read_checkpoint
@@ -38,11 +38,9 @@ TEXTS = {
 }
 
 
-def read(data: Path, name: str) -> bytes:
+def read(name: str) -> bytes:
     path, begin, size = TEXTS[name]
-    with lzma.open(data / f"{path}.xz") as file:
-        file.seek(begin)
-        return file.read(size if size is not None else -1)
+    return corpora.raw(path, begin, -1 if size is None else size)
 
 
 def measure(model: models.ModelInfo, raw: bytes, lanes: int, threads: int) -> dict[str, object]:
@@ -152,7 +150,6 @@ def float_model(checkpoint: Checkpoint):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("--data", type=Path, required=True, help="the folder open/ of the data")
     parser.add_argument("--lanes", type=int, nargs="+", default=[8])
     parser.add_argument("--only", nargs="+", default=list(TEXTS), choices=list(TEXTS))
     parser.add_argument("--threads", type=int, default=2)
@@ -161,7 +158,7 @@ def main() -> None:
     args = parser.parse_args()
     model = models.find(args.model)
     for name in args.only:
-        raw = read(args.data, name)
+        raw = read(name)
         for lanes in args.lanes:
             rows = [measure(model, raw, lanes, args.threads)]
             if args.pytorch:

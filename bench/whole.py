@@ -9,7 +9,6 @@ machine.
 
 import argparse
 import csv
-import lzma
 import os
 import statistics
 import sys
@@ -17,18 +16,15 @@ import tempfile
 import time
 from pathlib import Path
 
+import corpora
 from conftest import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
-ENWIK8 = Path(os.environ.get("LMZIP_DATA", ROOT.parent / "shared" / "data")) / "open" / "enwik8.xz"
 LMZIP = Path(sys.executable).parent / "lmzip"
 
 
 def text(size: int) -> bytes:
-    """Read bit by bit: a child's peak memory starts at that of its parent."""
-    with lzma.open(ENWIK8) as file:
-        file.seek(95_000_000)
-        return file.read(size)
+    return corpora.raw("enwik8", 95_000_000, size)
 
 
 def child(*arguments: str) -> tuple[float, float, float]:

@@ -74,9 +74,9 @@ struct LlamaWorkspace::Sizes {
 
   size_t memory(size_t threads) const {
     const size_t row = d_model * 4 + 4 + inputs * 6 + outputs * 4;
-    const size_t own =
+    const size_t each =
         head_dim * 18 + std::max(qkv, d_model) * 4 + scores * 4 + scratch_bytes(rows, inputs);
-    return rows * row + threads * own;
+    return rows * row + threads * each;
   }
 };
 

@@ -226,7 +226,9 @@ class Engine final : public MixerEngine {
       if (!sure) gain += (error(network_p1) - error(p1) - gain) >> 5;
     }
     uint32_t trouble_level() const {
-      return std::min<uint32_t>(std::bit_width(static_cast<uint32_t>(trouble) >> 12), 3);
+      // int or unsigned: the standard changed.
+      const auto bits = static_cast<uint32_t>(std::bit_width(static_cast<uint32_t>(trouble) >> 12));
+      return std::min(bits, 3u);
     }
     uint32_t gain_level() const { return gain < 0 ? 0 : 1u + (gain >= 512) + (gain >= 2048); }
   };

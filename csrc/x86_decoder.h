@@ -59,8 +59,8 @@ class X86Decoder {
   uint32_t code() const { return code_; }        // hash of the instruction's bytes but for operands
   uint32_t operand() const { return operand_; }  // bytes of the present operand
   uint32_t last_operand() const { return last_operand_; }
-  uint32_t opcode() const { return opcode_ | map_ << 8u; }
-  uint32_t address() const { return mod_rm_ | sib_ << 8u; }
+  uint32_t opcode() const { return opcode_ | uint32_t{map_} << 8; }
+  uint32_t address() const { return mod_rm_ | uint32_t{sib_} << 8; }
   // Opcode and, from bit 16 on, ModRM of the instructions before this one, the last first.
   const std::array<uint32_t, 4>& before() const { return before_; }
 

@@ -1,10 +1,12 @@
 """Bytes to symbols and back, for any bytes and whatever the tokenizers library does."""
 
-import importlib.util
 import json
 from typing import Any
 
 import pytest
+
+pytest.importorskip("tokenizers", reason="the tokenizers library is missing")
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,10 +20,6 @@ from random_llama import (
     small_llama,
     token_table,
     tokenizer,
-)
-
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("tokenizers") is None, reason="the tokenizers library is missing"
 )
 
 TOKENS = token_table(small_llama())

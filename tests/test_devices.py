@@ -73,3 +73,34 @@ print(sorted({"torch", "triton", "lmzip.torch_codec", "lmzip.triton_engine"} & s
 """
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ([], 32 << 30),
+        (["max"], 32 << 30),
+        (["8589934592"], 4 << 30),
+        (["max", "1073741824"], 1 << 30),  # no less than is asked for
+    ],
+)
+def test_frames_may_take_half_of_the_memory(monkeypatch, tmp_path, files, expected):
+    """Of the machine's 64 GiB, or of what its container may take."""
+    names = [tmp_path / f"limit{i}" for i in range(len(files))]
+    for name, text in zip(names, files, strict=True):
+        name.write_text(text)
+    monkeypatch.setattr(devices, "MEMORY_FILES", [*map(str, names), str(tmp_path / "none")])
+    pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1 << 24}
+    monkeypatch.setattr(devices.os, "sysconf", pages.__getitem__)
+    assert devices.memory_for_frames(1 << 30) == expected
+
+
+def test_many_frames_for_gpus_take_more_than_the_default_limit(machine, monkeypatch):
+    """But not more than a limit that somebody has set."""
+    machine(True, None)
+    monkeypatch.setattr(devices, "memory_for_frames", lambda least: 50 * least)
+    limit = Codecs().memory_limit
+    assert Codecs(device="cuda").memory_at_once == 50 * limit
+    assert Codecs(device="cpu").memory_at_once == limit
+    assert Codecs(device="cuda", memory_limit=limit // 2).memory_at_once == limit // 2
+    assert Codecs(device="cuda", memory_limit=None).memory_at_once is None

@@ -4,6 +4,7 @@ The CPU path must not import PyTorch, so "auto" asks for it only where a driver'
 there and the work is large enough to be worth the start of a CUDA process.
 """
 
+import contextlib
 import importlib.util
 import os
 from pathlib import Path
@@ -16,8 +17,8 @@ DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")  # the last under 
 # preset, 256 lanes, fewer of which leave a GPU idle in each step of decoding.  An estimate until it
 # has been measured on a GPU (docs/gpu.md).
 AUTO_MIN_SIZE = 64 << 20
-
-
+# What a container may take, by versions 2 and 1 of Linux's control groups.
+MEMORY_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 FRAMES_PER_GPU = 64  # 1024 lanes of the default preset, in two groups that take turns
 RAW_PER_COMPRESSED = 4  # raw bytes that a compressed byte is taken for, where no header is at hand
 
@@ -32,11 +33,13 @@ def frames_in_flight() -> int:
 def memory_for_frames(least: int) -> int:
     """Bytes of the host for all frames that GPUs code at the same time, with their mixers: half of
     what there is, or `least`."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not everywhere
-        return least
-    return max(least, total // 2)
+    limits = []
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # not everywhere
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for name in MEMORY_FILES:
+        with contextlib.suppress(OSError, ValueError):  # none, or "max"
+            limits.append(int(Path(name).read_text()))
+    return max(least, min(limits, default=0) // 2)
 
 
 def driver_present() -> bool:

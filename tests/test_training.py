@@ -66,6 +66,38 @@ def test_a_stopped_run_resumes_where_it_was(folder):
     assert 40000 <= job.budget.bytes_seen < 40000 + seen
 
 
+def test_nothing_is_replaced_without_force(folder, monkeypatch):
+    """What a model has compressed is lost with it, also when its own continuation replaces it."""
+    model, checkpoint = folder / "m.safetensors", folder / "m.safetensors.checkpoint"
+    model.write_bytes(b"a model")
+    with monkeypatch.context() as patched:
+        patched.setattr(train.Trainer, "train", lambda *_: pytest.fail("it was trained"))
+        for more in ([], ["--resume"]):
+            with pytest.raises(train.TrainingError, match=r"m\.safetensors exists already.*-f"):
+                train.run(options(folder, "--bytes", "10000", *more))
+        model.unlink()
+        checkpoint.write_bytes(b"of another run")
+        with pytest.raises(train.TrainingError, match=r"checkpoint exists already: --resume"):
+            train.run(options(folder, "--bytes", "10000"))
+        assert checkpoint.read_bytes() == b"of another run"
+    train.run(options(folder, "--bytes", "10000", "-f"))
+    first = load(model).model_id
+    train.run(options(folder, "--bytes", "12000", "--resume", "-f"))
+    assert load(model).model_id != first
+
+
+def test_an_output_that_cannot_be_written_is_refused_at_once(folder, monkeypatch):
+    monkeypatch.setattr(train.Trainer, "train", lambda *_: pytest.fail("it was trained"))
+    for more, match in (
+        (["-o", str(folder / "no" / "m.safetensors")], "No such file or directory"),
+        (["-o", str(folder)], "is a folder"),
+        (["--checkpoint", str(folder / "no" / "c")], "No such file or directory"),
+        (["--checkpoint", str(folder)], "is a folder"),
+    ):
+        with pytest.raises(train.TrainingError, match=match):
+            train.run(options(folder, "--bytes", "10000", *more))
+
+
 def test_export_is_deterministic_and_kept_by_the_checkpoint(folder):
     train.run(options(folder, "--bytes", "10000"))
     saved = (folder / "m.safetensors").read_bytes()
@@ -87,9 +119,10 @@ def test_a_model_can_be_trained_further(folder):
         else:
             np.testing.assert_array_equal(again[name], tensor, err_msg=name)
     args = options(folder, "--bytes", "10000", "--init", str(folder / "m.safetensors"))
+    args.output = folder / "n.safetensors"
     with pytest.raises(train.TrainingError, match="its own architecture"):
         train.run(args)
-    args.architecture, args.output = None, folder / "n.safetensors"
+    args.architecture = None
     train.run(args)
     bpb = [
         load(folder / f"{name}.safetensors").about["training"]["held_out_bpb"]["files"]

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -403,6 +404,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lmzip train`."""
     parser.add_argument("files", nargs="*", type=Path, help="training files, folders, .xz, .tar")
     parser.add_argument("-o", "--output", type=Path, required=True, help="model file to write")
+    parser.add_argument(
+        "-f",
+        "--force",
+        action="store_true",
+        help="replace a model (what it compressed is lost), and the checkpoint of another run",
+    )
     parser.add_argument("--mix", type=Path, help="JSON recipe of weighted groups, instead of files")
     parser.add_argument("--size", choices=SIZES, default="small", help="architecture (%(default)s)")
     parser.add_argument(
@@ -460,6 +467,9 @@ def run(args: argparse.Namespace) -> int:
     device = _device(args.device)
     with _processes(device):
         rank = dist.get_rank() if dist.is_initialized() else 0
+        checkpoint = args.checkpoint or Path(f"{args.output}.checkpoint")
+        if rank == 0:
+            _check_outputs(args, checkpoint)
         if args.threads:
             torch.set_num_threads(args.threads)
         torch.manual_seed(args.seed)
@@ -471,7 +481,6 @@ def run(args: argparse.Namespace) -> int:
         rate = args.rate if args.rate is not None else INIT_RATE if args.init else 1.0
         precision = _precision(args.precision, device)
         job = Run(network, budget, schedule, rate, args.seed, precision)
-        checkpoint = args.checkpoint or args.output.with_name(args.output.name + ".checkpoint")
         if args.resume and checkpoint.exists():
             job.restore(checkpoint, device)
         Trainer(job, corpus, args, device).train(checkpoint)
@@ -517,9 +526,28 @@ def write_model(job: Run, corpus: Corpus, args: argparse.Namespace) -> None:
     about["tensors_sha256"] = tensors_digest(tensors)
     data = serialize(job.network.architecture, tensors, about)
     model = parse(data)
-    with AtomicFile(args.output, overwrite=True) as file:
+    with AtomicFile(args.output, overwrite=args.force) as file:
         file.write(data)
     print(f"{args.output}: {len(data):,} bytes, id {model.model_id.hex()[:16]}", file=sys.stderr)
+
+
+def _check_outputs(args: argparse.Namespace, checkpoint: Path) -> None:
+    """Refuse, before the time is spent, what could not be written or would be replaced."""
+    for path in (args.output, checkpoint):
+        if path.is_dir():
+            raise TrainingError(f"{path} is a folder; expected the name of a file")
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise TrainingError(f"{path} cannot be written: {error.strerror}") from None
+    if os.path.lexists(args.output) and not args.force:
+        raise TrainingError(
+            f"{args.output} exists already, and what it compressed can only be decompressed with "
+            "it: give another output, or -f to replace it"
+        )
+    if os.path.lexists(checkpoint) and not (args.resume or args.force):
+        raise TrainingError(f"{checkpoint} exists already: --resume goes on, -f starts anew")
 
 
 def _corpus(args: argparse.Namespace) -> Corpus:

@@ -106,6 +106,40 @@ def test_a_run_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
     assert "lzma" in capsys.readouterr().out
 
 
+def test_results_take_nobody_elses_place(tmp_path, capsys, monkeypatch):
+    (tmp_path / "text").write_bytes(TEXT)
+    command = ["eval", str(tmp_path / "text"), "--chunk", "0", "--compressors", "gzip"]
+    head = ",".join(evaluate.COLUMNS)
+    path = tmp_path / "r"
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate, "measure", lambda *_, **__: pytest.fail("it was measured"))
+        for other, match in (
+            (b"a note\nof two lines\n", "no column 'data'"),
+            (head.replace("coded,", "").encode(), "no column 'coded'"),
+            (b"\xff\xfe", "can't decode"),
+            (f"{head}\n{head},one more\n".encode(), "more fields than the 16"),
+        ):
+            path.write_bytes(other)
+            assert cli.main([*command, "--results", str(path)]) == 1
+            assert match in capsys.readouterr().err
+            assert path.read_bytes() == other
+        assert cli.main([*command, "--results", str(tmp_path / "no" / "r")]) == 1
+        assert "there is no folder" in capsys.readouterr().err
+    path.write_bytes(b"")
+    assert cli.main([*command, "--results", str(path)]) == 0
+    assert path.read_text().startswith(head + "\n")
+
+
+def test_columns_of_others_are_kept(tmp_path):
+    """Results of bench/ say where and how they were measured."""
+    data, compressor = Data("text", TEXT), baselines.named("gzip")
+    row = evaluate.measure(data, compressor, 0, progress=False)
+    evaluate.Results(tmp_path / "r", {"device": "a box"}).add(row)
+    evaluate.Results(tmp_path / "r").add(row | {"data": "again"})
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "r").read_text())))
+    assert [(r["data"], r["device"]) for r in rows] == [("text", "a box"), ("again", "")]
+
+
 def test_nonsense_is_refused(tmp_path, capsys):
     (tmp_path / "empty").write_bytes(b"")
     assert cli.main(["eval", str(tmp_path / "empty")]) == 1

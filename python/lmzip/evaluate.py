@@ -12,6 +12,7 @@ import io
 import re
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,9 +134,12 @@ class Results:
     def __init__(self, path: Path | None, provenance: dict[str, Any] | None = None) -> None:
         self.path, self.provenance = path, provenance or {}
         self.rows: list[dict[str, Any]] = []
+        found: Sequence[str] = ()
         if path is not None and path.exists():
-            with path.open(newline="") as file:
-                self.rows = list(csv.DictReader(file))
+            found, self.rows = _read_results(path)
+        elif path is not None and not path.parent.is_dir():
+            raise EvaluationError(f"{path} cannot be written: there is no folder {path.parent}")
+        self._columns = list(dict.fromkeys([*found, *COLUMNS, *self.provenance]))
 
     def find(self, data: Data, compressor: Compressor, chunk: int) -> dict[str, Any] | None:
         key = (data.sha256, compressor.name, str(chunk), compressor.model_id, __version__)
@@ -146,11 +150,30 @@ class Results:
         if self.path is None:
             return
         text = io.StringIO()
-        writer = csv.DictWriter(text, [*COLUMNS, *self.provenance], lineterminator="\n")
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         with AtomicFile(self.path, overwrite=True) as file:
             file.write(text.getvalue().encode())
+
+
+def _read_results(path: Path) -> tuple[Sequence[str], list[dict[str, Any]]]:
+    """Columns and rows.  Refuses what is no such file: it is going to be replaced."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or (), list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{path} holds no results of lmzip eval: {error}") from None
+    missing = [name for name in COLUMNS if name not in columns]
+    if missing and path.stat().st_size:
+        raise EvaluationError(
+            f"{path} holds no results of lmzip eval: it has no column {missing[0]!r}; give another "
+            "file"
+        )
+    if any(None in row for row in rows):
+        raise EvaluationError(f"{path}: a row has more fields than the {len(columns)} of the head")
+    return columns, rows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

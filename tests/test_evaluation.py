@@ -184,7 +184,7 @@ def test_feeding_in_pieces_is_feeding_at_once():
     np.testing.assert_array_equal(whole.probabilities(), pieces.probabilities())
 
 
-def test_the_command_writes_the_continuation(tmp_path, monkeypatch):
+def test_the_command_writes_the_continuation(tmp_path, capsys, monkeypatch):
     (tmp_path / "prompt").write_bytes(b"Once upon a ")
     out = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, write_through=True))
@@ -194,7 +194,28 @@ def test_the_command_writes_the_continuation(tmp_path, monkeypatch):
     assert len(out.getvalue()) == 5
     assert cli.main([*command, "-o", str(tmp_path / "o")]) == 0
     assert (tmp_path / "o").read_bytes() == b"Once upon a " + out.getvalue()
-    assert cli.main([*command, "--temperature", "-1"]) == 1
+    (tmp_path / "o").write_bytes(b"kept")
+    assert cli.main([*command, "-o", str(tmp_path / "o")]) == 1
+    assert (tmp_path / "o").read_bytes() == b"kept"
+    assert cli.main([*command, "-o", str(tmp_path / "o"), "-f"]) == 0
+    assert (tmp_path / "o").read_bytes() == b"Once upon a " + out.getvalue()
+    for wrong in (["--temperature", "-1"], ["--temperature", "nan"], ["--temperature", "inf"]):
+        assert cli.main([*command, *wrong]) == 1
+        assert f"the temperature is {float(wrong[1])}" in capsys.readouterr().err
+    assert cli.main([*command, "--seed", "-1"]) == 1
+    assert "the seed is -1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-310])
+def test_a_low_temperature_takes_the_likeliest(temperature):
+    class Even(generate.CompressorSource):
+        def probabilities(self):
+            p = np.full(256, 1 / 300)
+            p[65] = 1 - p.sum() + p[65]
+            return p
+
+    of = Even(baselines.named("gzip"))
+    assert bytes(generate.generate(of, b"", 3, temperature=temperature)) == b"AAA"
 
 
 @pytest.fixture
@@ -221,6 +242,18 @@ def test_a_model_of_tokens_draws_those_that_have_bytes(tokens_path):
     )
     assert len(one) == len(two) == 11
     assert one != two
+
+
+def test_a_model_of_tokens_takes_so_many(tokens_path, monkeypatch):
+    text = b"the tea at ten, then the neat tan ant"
+    whole, pieces = generate.source(tokens_path), generate.source(tokens_path)
+    monkeypatch.setattr(generate.TokenSource, "PIECE", 3)
+    whole.feed(text)
+    pieces.feed(text)
+    np.testing.assert_array_equal(whole.probabilities(), pieces.probabilities())
+    monkeypatch.setattr(generate.TokenSource, "MAX_POSITIONS", 40)
+    with pytest.raises(generate.GenerationError, match="take more than 40 tokens"):
+        bytes(generate.generate(generate.source(tokens_path), text, 1000))
 
 
 def test_chunks_of_a_model_of_tokens_know_nothing_of_each_other(tokens_path):

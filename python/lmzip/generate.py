@@ -6,6 +6,7 @@ A model gives its probabilities directly.  The same seed gives the same bytes.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,7 @@ class TokenSource:
     """A pretrained model of tokens.  Those without bytes (special ones) are never drawn."""
 
     MAX_POSITIONS = 1 << 16
+    PIECE = 256  # tokens fed at once: the engine gives the logits of each
 
     def __init__(self, path: Path) -> None:
         from lmzip import _core, llama_model
@@ -104,10 +106,19 @@ class TokenSource:
         self._tokens, self._tokenizer = model.tokens, Tokenizer(model.tokens, model.tokenizer)
         self._escape = model.architecture.escape
         self._mute = np.array([not token for token in model.tokens])
+        self._positions = 0
         self._feed([model.architecture.start])
 
     def _feed(self, tokens: list[int]) -> None:
-        self._logits = self._engine.feed(np.array([tokens], np.uint32))[0, -1]
+        self._positions += len(tokens)
+        if self._positions > self.MAX_POSITIONS:
+            raise GenerationError(
+                f"prompt and continuation take more than {self.MAX_POSITIONS:,} tokens, the most "
+                "that a pretrained model takes here: shorten them"
+            )
+        for i in range(0, len(tokens), self.PIECE):
+            piece = np.array([tokens[i : i + self.PIECE]], np.uint32)
+            self._logits = self._engine.feed(piece)[0, -1]
 
     def feed(self, data: bytes) -> None:
         """Bytes that no token spells become the escape, as the codec writes them."""
@@ -191,8 +202,10 @@ def generate(
     of: Source, prompt: bytes, count: int, *, seed: int = 0, temperature: float = 1.0
 ) -> Iterator[int]:
     """Feed the prompt, then sample `count` bytes, each fed back.  Temperature 0: the likeliest."""
-    if temperature < 0:
-        raise GenerationError(f"temperature {temperature} is below 0")
+    if not 0 <= temperature < math.inf:
+        raise GenerationError(f"the temperature is {temperature}; it needs a number of 0 or more")
+    if seed < 0:
+        raise GenerationError(f"the seed is {seed}; it needs 0 or more")
     random = np.random.default_rng(seed)
     of.feed(prompt)
     while count > 0:
@@ -200,7 +213,7 @@ def generate(
         if temperature == 0:
             symbol = int(p.argmax())
         else:
-            p = p ** (1 / temperature)
+            p = (p / p.max()) ** (1 / temperature)  # the largest stays 1, however low it is
             symbol = int(random.choice(len(p), p=p / p.sum()))
         drawn = of.take(symbol)[:count]
         count -= len(drawn)
@@ -221,6 +234,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest")
     parser.add_argument("-o", "--output", type=Path, help="prompt and continuation, as a file")
+    parser.add_argument("-f", "--force", action="store_true", help="replace the output")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -237,7 +251,7 @@ def run(options: argparse.Namespace) -> int:
         temperature=options.temperature,
     )
     if options.output is not None:
-        with AtomicFile(options.output, overwrite=True) as file:
+        with AtomicFile(options.output, overwrite=options.force) as file:
             file.write(prompt + bytes(drawn))
         return 0
     for byte in drawn:

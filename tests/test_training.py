@@ -212,6 +212,72 @@ def test_no_text_is_refused(folder):
         train.run(options(folder, "--bytes", "1000"))
 
 
+def mixed(folder: Path, *groups: dict[str, object]) -> corpus.Corpus:
+    """Of a recipe whose groups are those given, called a, b, ..., of the toy text."""
+    usual = [{"name": n, "weight": 1, "paths": ["text"]} for n in "abc"]
+    recipe = [u | g for u, g in zip(usual, groups, strict=False)]
+    (folder / "recipe.json").write_text(json.dumps({"groups": recipe}))
+    return corpus.read_mix(folder / "recipe.json")
+
+
+def test_groups_that_cannot_be_drawn_from_are_named(folder):
+    (folder / "empty").write_bytes(b"")
+    for group, match in (
+        ({"paths": ["empty"]}, "no training text in the group 'b'"),
+        ({"range": [10**6, 10**7]}, "no training text in the group 'b'"),
+        ({"held_out_range": [0, 10**6]}, "no training text in the group 'b'"),
+        ({"weight": -1}, "'b' has the weight -1"),
+        ({"weight": float("nan")}, "'b' has the weight nan"),
+        ({"range": [1]}, "not a recipe"),
+    ):
+        with pytest.raises(corpus.CorpusError, match=match):
+            mixed(folder, {}, group)
+    with pytest.raises(corpus.CorpusError, match="no groups"):
+        mixed(folder)
+
+
+def test_what_is_held_out_is_not_trained_on(folder):
+    (folder / "text").write_bytes(bytes(range(100)))
+    for group, trained in (
+        ({"held_out_range": [40, 50]}, [*range(40), *range(50, 100)]),
+        ({"held_out_range": [0, 40]}, range(40, 100)),
+        ({"held_out_range": [-10, None]}, range(90)),
+        ({"held_out_range": [40, 50], "range": [0, 45]}, range(40)),
+        ({"held_out_range": [40, 50], "range": [30, 60]}, [*range(30, 40), *range(50, 60)]),
+        ({"held_out_range": [40, 50], "range": [60, 70]}, range(60, 70)),
+    ):
+        [found] = mixed(folder, group).groups
+        assert found.train.tolist() == [*trained]
+        assert len(found.held_out) in (10, 40)
+
+
+def test_a_text_shorter_than_a_row_counts_alone(folder):
+    text = b"a short text, and no more"
+    (folder / "text").write_bytes(text)
+    short = train._corpus(options(folder))
+    history, targets = short.rows(np.random.default_rng(1), 4, 64)
+    for row, goal in zip(history, targets, strict=True):
+        assert row[4 : 4 + len(text)].tolist() == goal[: len(text)].tolist() == [*text]
+        assert set(goal[len(text) :].tolist()) == {corpus.PADDING}
+    logits = torch.zeros(4, 64, 256)
+    logits[:, len(text) :, 0] = -100  # as wrong as can be about zeros that are no text
+    assert train.bits_per_byte(logits, targets) == pytest.approx(8)
+    exact, cut = short.rows(np.random.default_rng(1), 4, len(text))
+    np.testing.assert_array_equal(cut, targets[:, : len(text)])
+    np.testing.assert_array_equal(exact, history[:, : corpus.HISTORY + len(text)])
+
+
+@pytest.mark.parametrize(
+    "sizes", [[100] * 7 + [100_000], [10_000] * 7 + [5], [1000] * 10, [5000], [9000, 9]]
+)
+def test_few_documents_hold_out_the_last_fiftieth(sizes):
+    texts = [bytes([i]) * size for i, size in enumerate(sizes)]
+    kept, held_out = corpus._hold_out(texts)
+    assert b"".join(kept) + held_out == b"".join(texts)
+    assert len(held_out) == sum(sizes) // 50
+    assert all(kept)
+
+
 def test_held_out_documents_are_never_trained_on(tmp_path):
     for i in range(60):
         (tmp_path / f"{i:02}").write_bytes(bytes([i]) * 10)

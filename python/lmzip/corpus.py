@@ -1,8 +1,9 @@
 """Training text: files -> named groups of bytes -> random rows of history and targets.
 
 A group is a set of documents with a sampling weight.  One document in fifty (or the last fiftieth
-of the last one, where there are few) is held out for validation and never trained on.  Plain
-files, .xz files, and .tar or .tar.xz archives are read; a folder stands for the files in it.
+of the text, where these would be far from a fiftieth of it) is held out for validation and never
+trained on.  Plain files, .xz files, and .tar or .tar.xz archives are read; a folder stands for the
+files in it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import io
 import json
 import lzma
+import math
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -25,7 +27,9 @@ from lmzip.errors import LmzipError
 
 HISTORY = 3  # bytes before a row's first input; network.MAX_ORDER - 1
 FROM_START = 0.1  # share of rows that begin where a document begins, as a lane of a small file does
-HELD_OUT_EVERY, HELD_OUT_FIRST = 50, 7  # documents 7, 57, 107, ... of a group are held out
+PADDING = -100  # the target where a text is shorter than a row: what cross_entropy leaves out
+HELD_OUT_EVERY, HELD_OUT_FIRST = 50, 7  # documents 7, 57, 107, ... of a group are held out,
+HELD_OUT_SHARE = (0.002, 0.1)  # if they are so much of its text: of the bundled model's, 0.5 to 7 %
 
 Bytes = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
@@ -50,8 +54,16 @@ class Corpus:
     groups: list[Group]
 
     def __post_init__(self) -> None:
-        if not self.groups or not any(len(g.train) for g in self.groups):
-            raise CorpusError("no training text: the files given hold no bytes")
+        if not self.groups:
+            raise CorpusError("no training text: the recipe has no groups")
+        for g in self.groups:
+            if not len(g.train):
+                raise CorpusError(
+                    f"no training text in the group {g.name!r}: its files, or the range of them, "
+                    "hold no bytes"
+                )
+            if not 0 < g.weight < math.inf:
+                raise CorpusError(f"the group {g.name!r} has the weight {g.weight}; expected > 0")
         weights = np.array([g.weight for g in self.groups])
         self._share = weights / weights.sum()
 
@@ -65,10 +77,12 @@ class Corpus:
         A row is predicted as a lane is coded: before its first byte there are only zeros.
         """
         text = np.zeros((count, HISTORY + 1 + length), np.int64)
+        targets = np.full((count, length), PADDING, np.int64)
         for row, i in enumerate(random.choice(len(self.groups), count, p=self._share)):
             piece = _piece(self.groups[i], random, length)
             text[row, HISTORY + 1 : HISTORY + 1 + len(piece)] = piece
-        return text[:, :-1], text[:, HISTORY + 1 :]
+            targets[row, : len(piece)] = piece
+        return text[:, :-1], targets
 
     def held_out_rows(self, length: int, count: int) -> Iterator[tuple[Group, Rows, Rows]]:
         """At most `count` evenly spaced rows of each group's held-out text."""
@@ -102,7 +116,7 @@ def read_mix(path: Path) -> Corpus:
 
     Paths are relative to the recipe's folder and may name environment variables ($LMZIP_DATA).
     The ranges [start, end] cut each document to the bytes that are trained on, and to those that
-    are held out.
+    are held out and so not trained on.
     """
     try:
         recipe = json.loads(path.read_text("utf-8"))
@@ -113,15 +127,21 @@ def read_mix(path: Path) -> Corpus:
 
 def _group_of(entry: dict[str, Any], folder: Path) -> Group:
     paths = [folder / os.path.expandvars(p) for p in entry["paths"]]
-    documents = list(_documents(paths))
-    held_out = None
-    if "held_out_range" in entry:
-        start, end = entry["held_out_range"]
-        held_out = b"".join(d[start:end] for d in documents)
-    if "range" in entry:
-        start, end = entry["range"]
-        documents = [d[start:end] for d in documents]
-    return _group(entry["name"], float(entry["weight"]), documents, held_out)
+    kept, held_out = [], []
+    for document in _documents(paths):
+        start, end = _bounds(entry.get("range", (None, None)), document)
+        out, back = _bounds(entry.get("held_out_range", (0, 0)), document)
+        kept += [document[start : min(out, end)], document[max(start, back) : end]]
+        held_out.append(document[out:back])
+    given = b"".join(held_out) if "held_out_range" in entry else None
+    return _group(entry["name"], float(entry["weight"]), kept, given)
+
+
+def _bounds(given: Sequence[int | None], document: bytes) -> tuple[int, int]:
+    """[start, end] as of a slice, inside the document."""
+    first, last = given
+    start, end, _ = slice(first, last).indices(len(document))
+    return start, max(start, end)
 
 
 def _documents(paths: Sequence[Path]) -> Iterator[bytes]:
@@ -176,12 +196,15 @@ def _group(
 
 def _hold_out(texts: list[bytes]) -> tuple[list[bytes], bytes]:
     """Split documents into those to train on and the held-out bytes."""
+    total = sum(map(len, texts))
     chosen = range(HELD_OUT_FIRST, len(texts), HELD_OUT_EVERY)
-    if chosen:
-        kept = [t for i, t in enumerate(texts) if i not in chosen]
-        return kept, b"".join(texts[i] for i in chosen)
-    if not texts:
-        return texts, b""
-    cut = len(texts[-1]) // HELD_OUT_EVERY
-    end = len(texts[-1]) - cut
-    return [*texts[:-1], texts[-1][:end]], texts[-1][end:]
+    held_out = b"".join(texts[i] for i in chosen)
+    least, most = (share * total for share in HELD_OUT_SHARE)
+    if least <= len(held_out) < most:
+        return [t for i, t in enumerate(texts) if i not in chosen], held_out
+    end = total - total // HELD_OUT_EVERY
+    left, kept = end, []
+    for text in texts:
+        kept.append(text[:left])
+        left -= len(kept[-1])
+    return [t for t in kept if t], b"".join(texts)[end:]

@@ -183,7 +183,7 @@ def test_checkpoints_of_strangers_run_no_code(folder):
     torch.save({"network": Evil()}, path)
     args = options(folder)
     job = train.Run(train.Network(train._architecture(args)), train.Budget(), train.Schedule())
-    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+    with pytest.raises(train.TrainingError, match=r"not a checkpoint.*Weights only load failed$"):
         job.restore(path, torch.device("cpu"))
     assert not (folder / "pwned").exists()
 
@@ -202,8 +202,44 @@ def test_two_processes_train_together(folder):
 
 def test_a_budget_without_quantization_is_refused(folder):
     with pytest.raises(train.TrainingError, match="quantization-aware"):
-        train.run(options(folder, "--bytes", "1000", "--quantize-at", "2"))
+        train.run(options(folder, "--bytes", "300", "--quantize-at", "0.9"))
     assert not (folder / "m.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "--minutes -1", "--minutes 0", "--minutes inf", "--bytes -5", "--bytes 0", "--bytes nan",
+        "--batch 0", "--length 0", "--length 1.5", "--rate nan", "--rate 0", "--threads -2",
+        "--seed -1", "--seed 18446744073709551616", "--quantize-at 1", "--quantize-at nan",
+        "--decay-at 2", "--report-every nan", "--save-every 0",
+    ],
+)  # fmt: skip
+def test_numbers_that_make_no_sense_are_usage_errors(folder, more, capsys):
+    with pytest.raises(SystemExit) as stop:
+        options(folder, *more.split())
+    assert stop.value.code == 2
+    assert f"argument {more.split()[0]}: {more.split()[1]!r} is not" in capsys.readouterr().err
+
+
+def test_wrong_options_are_refused_before_training(folder, monkeypatch):
+    monkeypatch.setattr(train.Trainer, "train", lambda *_: pytest.fail("it was trained"))
+    (folder / "empty").write_bytes(b"")
+    (folder / "cut").write_bytes(b"PK\x03\x04")
+    (folder / "number").write_text("7")
+    torch.save([1, 2], folder / "other")
+    for more, match in (
+        (["--device", "foo"], "--device foo:"),
+        (["--device", "meta"], "--device meta:"),
+        (["--architecture", str(folder / "text")], "text: not an architecture in JSON"),
+        (["--architecture", str(folder / "number")], "number: not an architecture in JSON"),
+        *(
+            (["--resume", "--checkpoint", str(folder / name)], f"{name}: not a checkpoint of this")
+            for name in ("empty", "cut", "other", "text", "toy.json")
+        ),
+    ):
+        with pytest.raises(train.TrainingError, match=match):
+            train.run(options(folder, "--bytes", "1000", *more))
 
 
 def test_no_text_is_refused(folder):

@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -215,8 +215,9 @@ class Run:
                 "progress"
             ]
             self.log = json.loads(state["log"])
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise TrainingError(f"{path}: not a checkpoint of this network: {error}") from None
+        except Exception as error:  # noqa: BLE001 (of a damaged file: anything)
+            what = _short(error)
+            raise TrainingError(f"{path}: not a checkpoint of this network: {what}") from None
 
 
 @torch.no_grad()
@@ -400,6 +401,26 @@ def _line(
     )
 
 
+def _number(kind: Callable[[str], Any], holds: Callable[[Any], bool], expected: str) -> Any:
+    """An argparse type: what `kind` reads, if it `holds`; `expected` says so in words."""
+
+    def read(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            if holds(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+
+    return read
+
+
+POSITIVE = _number(float, lambda x: 0 < x < math.inf, "a number above 0")
+COUNT = _number(int, lambda n: n > 0, "a whole number above 0")
+THREADS = _number(int, lambda n: 0 <= n <= 4096, "a whole number of 0 to 4096")
+SEED = _number(int, lambda n: 0 <= n < 1 << 64, "a whole number of 0 to 2^64 - 1")
+QUANTIZE = _number(float, lambda x: 0 <= x < 1, "a share: 0 or more, and less than 1")
+DECAY = _number(float, lambda x: 0 <= x <= 1, "a share: 0 to 1")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lmzip train`."""
     parser.add_argument("files", nargs="*", type=Path, help="training files, folders, .xz, .tar")
@@ -420,18 +441,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="start from this model (path or name) and keep its architecture",
     )
-    parser.add_argument("--minutes", type=float, help="time to train (default 10)")
-    parser.add_argument("--bytes", type=float, help="bytes to train on, instead of a time")
-    parser.add_argument("--batch", type=int, default=8, help="rows in a step (%(default)s)")
-    parser.add_argument("--length", type=int, default=512, help="bytes in a row (%(default)s)")
+    parser.add_argument("--minutes", type=POSITIVE, help="time to train (default 10)")
+    parser.add_argument("--bytes", type=POSITIVE, help="bytes to train on, instead of a time")
+    parser.add_argument("--batch", type=COUNT, default=8, help="rows in a step (%(default)s)")
+    parser.add_argument("--length", type=COUNT, default=512, help="bytes in a row (%(default)s)")
     parser.add_argument(
         "--rate",
-        type=float,
+        type=POSITIVE,
         help=f"factor on all learning rates (default 1; {INIT_RATE} with --init)",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: all cores)")
+    parser.add_argument("--threads", type=THREADS, default=0, help="CPU threads (0: all cores)")
     parser.add_argument(
         "--precision",
         choices=("auto", *PRECISIONS),
@@ -448,18 +469,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", type=Path, help="default: the output with .checkpoint added"
     )
     parser.add_argument(
-        "--quantize-at", type=float, default=0.75, help="share after which int8 rounding is on"
+        "--quantize-at", type=QUANTIZE, default=0.75, help="share after which int8 rounding is on"
     )
     parser.add_argument(
-        "--decay-at", type=float, default=0.6, help="share after which the rate falls"
+        "--decay-at", type=DECAY, default=0.6, help="share after which the rate falls"
     )
     parser.add_argument("--name", help="name in the model file (default: the output's stem)")
     parser.add_argument("--licence", default="unstated", help="licence of the model, for its file")
     parser.add_argument(
         "--data-note", default="", help="where the training text comes from, for its file"
     )
-    parser.add_argument("--report-every", type=float, default=30.0, help="seconds")
-    parser.add_argument("--save-every", type=float, default=240.0, help="seconds")
+    parser.add_argument("--report-every", type=POSITIVE, default=30.0, help="seconds")
+    parser.add_argument("--save-every", type=POSITIVE, default=240.0, help="seconds")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -566,7 +587,12 @@ def _network(args: argparse.Namespace) -> Network:
 
 def _architecture(args: argparse.Namespace) -> Architecture:
     if args.architecture:
-        return Architecture.from_json(json.loads(args.architecture.read_text("utf-8")))
+        try:
+            return Architecture.from_json(json.loads(args.architecture.read_text("utf-8")))
+        except (ValueError, TypeError) as error:
+            raise TrainingError(
+                f"{args.architecture}: not an architecture in JSON: {error}"
+            ) from None
     return SIZES[args.size]
 
 
@@ -579,7 +605,20 @@ def _device(name: str) -> torch.device:
         )
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise TrainingError(
+            f"--device {name}: expected auto, cpu, cuda or cuda:N: {_short(error)}"
+        ) from None
+    return device
+
+
+def _short(error: Exception) -> str:
+    """Its first sentence: PyTorch goes on, and advises to run the code of a damaged checkpoint."""
+    line = f"{type(error).__name__}: {error}".partition("\n")[0]
+    return line.partition(". ")[0]
 
 
 def _precision(name: str, device: torch.device) -> torch.dtype:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmzip import accounting, baselines, cli, evaluate, generate, llama_model, models
+from lmzip import accounting, baselines, cli, codec, evaluate, generate, llama_model, models
 from lmzip.errors import CorruptError
 from lmzip.evaluate import Data
 from random_llama import random_llama, small_llama
@@ -74,6 +74,12 @@ def test_a_row_is_what_was_coded(name, chunk):
     assert float(row["rate_percent"]) - 100 * row["coded"] / 2880 == half
     model_bytes = info.size if name == "model" else 0
     assert float(row["adjusted_percent"]) - 100 * (row["coded"] + model_bytes) / 2880 == half
+
+
+def test_a_model_is_counted_where_it_is_used():
+    size = models.default().size
+    sizes = {name: baselines.named(name).model_bytes for name in codec.PRESETS}
+    assert sizes == {"fast": 0, "default": size, "best": size, "network": size, "order0": 0}
 
 
 def test_a_chunk_smaller_than_the_header_takes_its_place():
@@ -149,6 +155,12 @@ def test_nonsense_is_refused(tmp_path, capsys):
     assert cli.main(["eval", str(tmp_path / "text"), "--compressors", "zip"]) == 1
     assert "no model is called 'zip'" in capsys.readouterr().err
     assert cli.main(["eval", str(tmp_path / "text"), "--chunk", "-1"]) == 1
+    capsys.readouterr()
+    for limit in ("-5", "0"):
+        assert cli.main(["eval", str(tmp_path / "text"), "--limit", limit]) == 1
+        captured = capsys.readouterr()
+        assert f"the limit is {limit} bytes" in captured.err
+        assert not captured.out
 
 
 # --- generation ---

@@ -162,8 +162,11 @@ def is_predictor(name: str) -> bool:
 
 def _preset(name: str) -> Compressor:
     from lmzip import compress, decompress, models
+    from lmzip.codec import PRESETS
+    from lmzip.container import MODEL_METHODS
 
-    model = models.default() if name != "fast" else None
+    methods = {method for method, _ in PRESETS[name].codings}
+    model = models.default() if methods & MODEL_METHODS else None
     return Compressor(
         name,
         _each(lambda data: compress(data, preset=name)),

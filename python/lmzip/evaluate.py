@@ -197,14 +197,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure and print; 0 if all could be measured.  Raises LmzipError, OSError."""
+    sizes = options.chunk or [CHUNK, 0]
+    if min(sizes) < 0:
+        raise EvaluationError(f"a chunk has {min(sizes)} bytes; it needs 0 or more")
+    if options.limit is not None and options.limit < 1:
+        raise EvaluationError(f"the limit is {options.limit} bytes; it needs 1 or more")
     results = Results(options.results)
     status = 0
     _print_head()
     for path in options.files:
         data = read(path, options.limit)
-        for chunk in options.chunk or [CHUNK, 0]:
-            if chunk < 0:
-                raise EvaluationError(f"a chunk has {chunk} bytes; it needs 0 or more")
+        for chunk in sizes:
             for name in _LISTED.split(options.compressors):
                 try:
                     compressor = baselines.named(name)

@@ -191,6 +191,8 @@ def test_context_is_dropped_by_halves() -> None:
     assert shapes == [(2, n) for n in (1, 2, 3, 4, 3, 4, 3)]
     with pytest.raises(ValueError, match="2 or more"):
         ByteModule(Bigrams(), context=1)
+    with pytest.raises(ValueError, match="2 or more"):
+        ByteModule(Bigrams(), context=0)
 
 
 def test_what_does_not_compress_is_stored_and_names_no_predictor() -> None:
@@ -560,3 +562,6 @@ def test_predictor_of_transformers_refuses_unknown_options(llama_folder: Path) -
     for option in ("speed=9", "dtype=float33"):
         with pytest.raises(LmzipError, match="is unknown"):
             predictors.transformers(f"{llama_folder},{option}")
+    for context in (1, 0, -3):
+        with pytest.raises(LmzipError, match=f"context must be 2 or more, got {context}"):
+            predictors.load(f"torch:lmzip.predictors:transformers:{llama_folder},context={context}")

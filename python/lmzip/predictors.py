@@ -97,11 +97,9 @@ class ByteModule(Predictor):
     def __init__(self, module: torch.nn.Module, context: int | None = None) -> None:
         self._module = module.eval()
         stated: Any = getattr(module, "context", DEFAULT_CONTEXT)
-        self._context = int(context or stated)
+        self._context = _checked(int(stated if context is None else context))
         self._seen = torch.zeros((1, 1), dtype=torch.int64)
         self.weights = _weights(module)
-        if self._context < 2:
-            raise ValueError(f"the context must be 2 or more, got {self._context}")
 
     @property
     def name(self) -> str:
@@ -149,7 +147,7 @@ class CausalLM(Predictor):
         self.weights = _weights(model)
         config = model.config
         limit = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
-        self._context = min(int(context or DEFAULT_CONTEXT), limit)
+        self._context = _checked(min(DEFAULT_CONTEXT if context is None else context, limit))
         self._start = start_token(document, config.vocab_size, config.bos_token_id)
         tokens = token_bytes(document, config.vocab_size)
         tokens[self._start] = b""
@@ -303,6 +301,13 @@ def environment(device: torch.device) -> str:
         f"{platform.system()} {platform.machine()}",
     ]
     return ", ".join(parts)
+
+
+def _checked(context: int) -> int:
+    """Half of it stays when it is full: at least one symbol."""
+    if context < 2:
+        raise ValueError(f"the context must be 2 or more, got {context}")
+    return context
 
 
 def weights_digest(module: torch.nn.Module) -> str:

@@ -39,6 +39,10 @@ enum class RowStatus { kOk, kNan, kInfinite, kNegative, kTooLarge, kAllZero };
 struct Interval {
   uint32_t lo;
   uint32_t freq;
+
+  // One that the range coder may be given.
+  bool valid() const { return freq > 0 && uint64_t{lo} + freq <= kFreqTotal; }
+  bool contains(uint32_t slot) const { return slot >= lo && slot - lo < freq; }
   friend bool operator==(const Interval&, const Interval&) = default;
 };
 
@@ -53,7 +57,9 @@ struct RowKernels;  // row_kernels.h
 void logits_to_weights(const int32_t* logits, size_t n, uint32_t* out);
 
 // The distribution of one row at a time; assign() may be called again and again, and allocates only
-// when n grows.  The row must outlive the questions asked about it.
+// when n grows.  The row must outlive the questions asked about it, and stay the same: the answers
+// read a part of it again.  If another thread writes to it, interval() and find() may return what
+// is no interval, but touch no other memory.
 //
 // Sums are kept for every kBlock symbols only: an encoder needs two of the n + 1 values C_i, and a
 // decoder finds its symbol by its block.

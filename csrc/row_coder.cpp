@@ -18,7 +18,7 @@ struct Failure {
   size_t row = kNoRow;  // step * lanes + lane
   RowStatus status = RowStatus::kOk;
   size_t symbol = 0;
-  enum { kRow, kSymbol, kTruncated } what = kRow;
+  enum { kRow, kSymbol, kTruncated, kChanged } what = kRow;
 };
 
 // Cuts [0, count) into one piece a thread and calls work(begin, end, failure) for each.  Returns
@@ -72,6 +72,11 @@ std::string place(const RowBlock& block, size_t row) {
     throw DistributionError(where + ": symbol " + std::to_string(symbols[failure.row]) +
                             " is outside 0.." + std::to_string(block.symbols - 1));
   }
+  if (failure.what == Failure::kChanged) {
+    throw DistributionError(where +
+                            ": the row changed while it was read; distributions must stay "
+                            "as they are until the call returns");
+  }
   if (failure.status == RowStatus::kAllZero) {
     throw DistributionError(where +
                             ": all numbers of the row are zero; at least one must be positive");
@@ -99,7 +104,12 @@ void row_intervals(const RowBlock& block, const int64_t* symbols, int threads, I
             fail = {row, status, distribution.bad_symbol(), Failure::kRow};
             return;
           }
-          out[row] = distribution.interval(static_cast<size_t>(symbol));
+          const Interval interval = distribution.interval(static_cast<size_t>(symbol));
+          if (!interval.valid()) {
+            fail = {row, RowStatus::kOk, 0, Failure::kChanged};
+            return;
+          }
+          out[row] = interval;
         }
       });
   if (failure.row != kNoRow) throw_failure(block, failure, symbols);
@@ -142,7 +152,12 @@ void decode_rows(std::span<RangeDecoder> coders, std::span<const size_t> lane_ma
             return;
           }
           RangeDecoder& coder = advanced[lane];
-          const FoundSymbol found = distribution.find(coder.peek(kFreqBits));
+          const uint32_t slot = coder.peek(kFreqBits);
+          const FoundSymbol found = distribution.find(slot);
+          if (!found.interval.valid() || !found.interval.contains(slot)) {
+            fail = {row, RowStatus::kOk, 0, Failure::kChanged};
+            return;
+          }
           coder.consume(found.interval.lo, found.interval.freq, kFreqBits);
           if (coder.truncated()) {
             fail = {row, RowStatus::kOk, 0, Failure::kTruncated};

@@ -3,6 +3,9 @@
 // A block has steps x lanes rows, one symbol each.  Lane l of the block belongs to the coder
 // coders[lane_map[l]], and codes its symbols in the order of steps.  Lanes are independent, so the
 // bytes do not depend on the number of threads, nor on how a message is cut into blocks.
+//
+// The rows are the caller's memory, which another thread of its may overwrite during a call.  That
+// gives a DistributionError or wrong symbols, but never hands the range coder what is no interval.
 #pragma once
 #include <cstddef>
 #include <cstdint>

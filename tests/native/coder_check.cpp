@@ -1,5 +1,7 @@
 // coder_check.cpp: range coder and distributions under the sanitizers, with guard pages behind
 // every input: round trips, any bytes, every kernel against the portable one.
+#include <signal.h>
+
 #include <algorithm>
 #include <bit>
 #include <string>
@@ -250,6 +252,79 @@ void check_lanes_and_threads() {
   }
 }
 
+// --- rows that change while they are read ---
+
+// Weights of 1 on two pages, of which the first touch of the second lets the first change: a pass
+// over the row has then read the first already, and what is read again is something else.
+class ChangingRow {
+ public:
+  ChangingRow() {
+    base_ = static_cast<uint8_t*>(
+        mmap(nullptr, 2 * page_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    CHECK(base_ != MAP_FAILED);
+    std::fill_n(weights(), size(), 1);
+    CHECK(mprotect(base_ + page_, page_, PROT_NONE) == 0);
+    current_ = this;
+    struct sigaction action = {};
+    action.sa_handler = [](int) { current_->change(); };
+    CHECK(sigaction(SIGSEGV, &action, &before_) == 0);
+  }
+  ChangingRow(const ChangingRow&) = delete;
+  ChangingRow& operator=(const ChangingRow&) = delete;
+  ~ChangingRow() {
+    sigaction(SIGSEGV, &before_, nullptr);
+    munmap(base_, 2 * page_);
+  }
+
+  RowBlock block() const { return {RowKind::kWeights, base_, 0, 0, 1, 1, size()}; }
+
+ private:
+  uint32_t* weights() const { return reinterpret_cast<uint32_t*>(base_); }
+  size_t size() const { return 2 * page_ / sizeof(uint32_t); }
+  void change() {
+    CHECK(mprotect(base_ + page_, page_, PROT_READ | PROT_WRITE) == 0);
+    std::fill_n(weights(), Distribution::kBlock, 0x7FFFFFFF);
+  }
+
+  static inline ChangingRow* current_;
+  const size_t page_ = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  uint8_t* base_;
+  struct sigaction before_;
+};
+
+template <typename Call>
+void check_says_changed(Call call) {
+  try {
+    call();
+    CHECK(false);
+  } catch (const DistributionError& error) {
+    CHECK(std::string(error.what()).find("the row changed while it was read") != std::string::npos);
+  }
+}
+
+void check_changing_rows() {
+  const std::vector<size_t> lane_map = {0};
+  const std::vector<uint8_t> data(20, 0);  // slot 0, in the block that changes
+  for (const Kernel kernel : usable_kernels()) {
+    set_active_kernel(kernel_name(kernel));
+    {
+      const ChangingRow row;
+      const int64_t symbol = 5;
+      std::vector<RangeEncoder> encoders(1);
+      check_says_changed([&] { encode_rows(encoders, lane_map, row.block(), &symbol, 1); });
+      CHECK(encoders[0].finish().empty());
+    }
+    {
+      const ChangingRow row;
+      int64_t symbol;
+      std::vector<RangeDecoder> decoders = {RangeDecoder(data)};
+      check_says_changed([&] { decode_rows(decoders, lane_map, row.block(), 1, &symbol); });
+      CHECK(decoders[0].position() == 8);
+    }
+  }
+  set_active_kernel("");
+}
+
 }  // namespace
 }  // namespace lmzip
 
@@ -266,6 +341,7 @@ int main() {
   lmzip::check_conversions_agree<uint16_t>(RowKind::kBfloat16);
   lmzip::check_conversions_agree<uint64_t>(RowKind::kFloat64);
   lmzip::check_lanes_and_threads();
+  lmzip::check_changing_rows();
   std::puts("coder_check: ok");
   return 0;
 }

@@ -27,10 +27,9 @@ Architecture read_architecture(const py::dict& d) {
                  get_size(d, "n_kv_heads"),
                  get_size(d, "head_dim"),
                  get_size(d, "d_ff"),
-                 d["windows"].cast<std::vector<size_t>>(),
+                 field<std::vector<size_t>>(d, "windows"),
                  {}};
-  for (const py::handle& item : d["ngrams"]) {
-    const auto t = py::reinterpret_borrow<py::dict>(item);
+  for (const py::dict& t : field<std::vector<py::dict>>(d, "ngrams")) {
     a.ngrams.push_back({get_size(t, "order"), get_size(t, "log2_slots"), get_size(t, "offset"),
                         get_size(t, "width")});
   }

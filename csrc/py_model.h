@@ -16,7 +16,14 @@ namespace lmzip {
 template <typename T>
 T field(const pybind11::dict& d, const char* name) {
   if (!d.contains(name)) throw UnsupportedError(std::string("architecture: no ") + name);
-  return d[name].cast<T>();
+  const pybind11::object value = d[name];
+  try {
+    return value.cast<T>();
+  } catch (const pybind11::cast_error&) {
+    throw UnsupportedError(std::string("architecture: ") + name +
+                           " has a value of the wrong type or size: " +
+                           pybind11::str("{!a:.40}").format(value).cast<std::string>());
+  }
 }
 
 // NumPy arrays by name, alive until the model has copied them.

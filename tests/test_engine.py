@@ -234,6 +234,24 @@ def test_impossible_architecture_is_refused(field: str, value: object) -> None:
         _core.ExactModel(model.tensors, architecture)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "shown"),
+    [
+        ("d_model", 32.0, "d_model has a value of the wrong type or size: 32.0"),
+        ("d_ff", -1, "d_ff has a value of the wrong type or size: -1"),
+        ("n_heads", "\u00fc" * 99, r"n_heads .*: '\\xfc\\xfc"),
+        ("windows", [5, 6.5], r"windows .*: \[5, 6\.5\]"),
+        ("ngrams", [7], r"ngrams .*: \[7\]"),
+        ("ngrams", [{"order": 2, "log2_slots": 4.0}], r"log2_slots .*: 4\.0"),
+    ],
+)
+def test_architecture_of_other_types_is_refused_by_name(field, value, shown) -> None:
+    model = random_model(small_architecture(), 0)
+    architecture = {**model.architecture.to_json(), field: value}
+    with pytest.raises(UnsupportedError, match=f"architecture: {shown}"):
+        _core.ExactModel(model.tensors, architecture)
+
+
 # --- frames ---
 
 METHODS = {"network": 1, "mixer": 2, "network+mixer": 3}

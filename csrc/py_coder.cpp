@@ -115,7 +115,8 @@ const char* end_name(StreamEnd end) {
   }
 }
 
-// Many encoders, used together.  The lock makes calls from several threads take turns.
+// Many encoders, used together.  The lock makes calls from several threads take turns; what comes
+// after finish() is refused, as it would begin a message that nobody takes.
 class LaneEncoder {
  public:
   explicit LaneEncoder(size_t lanes) : coders_(lanes) {}
@@ -129,6 +130,7 @@ class LaneEncoder {
     const int64_t* data = symbols.data();
     py::gil_scoped_release release;
     const std::lock_guard lock(mutex_);
+    require_open();
     lmzip::encode_rows(coders_, lane_map, block, data, threads);
   }
 
@@ -145,19 +147,25 @@ class LaneEncoder {
       copy[i] = {data[2 * i], data[2 * i + 1]};
     }
     const std::lock_guard lock(mutex_);
+    require_open();
     lmzip::encode_intervals(coders_, lane_map, copy.data(), steps);
   }
 
   std::vector<py::bytes> finish() {
     std::vector<py::bytes> payloads;
     const std::lock_guard lock(mutex_);
+    require_open();
+    finished_ = true;
     for (RangeEncoder& coder : coders_) payloads.push_back(to_bytes(coder.finish()));
     return payloads;
   }
 
  private:
+  void require_open() const { require(!finished_, "this encoder has been finished"); }
+
   std::mutex mutex_;
   std::vector<RangeEncoder> coders_;
+  bool finished_ = false;
 };
 
 class LaneDecoder {

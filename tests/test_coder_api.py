@@ -1,7 +1,9 @@
 """lmzip.Encoder and lmzip.Decoder: every way in, every way to be wrong."""
 
+import copy
 import importlib.util
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lmzip
-from lmzip import Decoder, DistributionError, Encoder
+from lmzip import Decoder, DistributionError, Encoder, _core
 
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="PyTorch is not installed"
@@ -307,6 +309,40 @@ def test_a_finished_encoder_says_so():
         encoder.encode(0, [1.0, 1.0])
     with pytest.raises(ValueError, match="has been finished"):
         encoder.finish()
+
+
+def test_nothing_is_encoded_into_an_encoder_that_was_finished_meanwhile():
+    """Another thread may finish it while a call prepares its arrays, or waits for its turn."""
+    encoder = Encoder()
+
+    class Finishing:
+        def __array__(self, dtype=None, copy=None):
+            encoder.finish()
+            return np.zeros(1, np.int64)
+
+    with pytest.raises(ValueError, match="has been finished"):
+        encoder.encode(Finishing(), [[1.0, 1.0]])
+    core = _core.LaneEncoder(1)
+    assert core.finish() == [b""]
+    with pytest.raises(ValueError, match="has been finished"):
+        core.encode_rows("float32", np.ones((1, 1, 2), np.float32), np.zeros((1, 1), int), [0], 1)
+    with pytest.raises(ValueError, match="has been finished"):
+        core.encode_intervals(np.array([[[0, 1]]], np.uint32), [0])
+    with pytest.raises(ValueError, match="has been finished"):
+        core.finish()
+
+
+@pytest.mark.parametrize("make", [Encoder, lambda: Decoder(b"")], ids=["Encoder", "Decoder"])
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_copies_are_refused(make, duplicate):
+    """They would share one state."""
+    with pytest.raises(TypeError, match="coder cannot be copied or pickled"):
+        duplicate(make())
+
+
+def test_ragged_lists_are_value_errors():
+    with pytest.raises(ValueError, match="inhomogeneous"):
+        Encoder().encode([0, 1], [[1, 2], [1]])
 
 
 def test_reading_past_the_end_is_an_error_and_changes_nothing():

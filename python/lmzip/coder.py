@@ -7,7 +7,7 @@ unless one of its tensors is handed in.
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -192,7 +192,10 @@ class Encoder:
         """`threads` work on blocks of many rows; the bytes do not depend on it."""
         _check_counts(lanes, threads)
         self._lanes, self._threads = lanes, threads
-        self._core: _core.LaneEncoder | None = _core.LaneEncoder(lanes)
+        self._core = _core.LaneEncoder(lanes)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an Encoder cannot be copied or pickled")
 
     def encode(
         self,
@@ -218,9 +221,9 @@ class Encoder:
         Raises:
             DistributionError: a NaN, infinite, negative or all-zero row, a symbol out of range, or
                 a shape or type that does not fit. Nothing is encoded then.
+
+        The arrays must not change before the call returns.
         """
-        if self._core is None:
-            raise ValueError("this encoder has been finished")
         lane_map = _lane_map(self._lanes, lanes)
         rows = _rows(probs, logits, len(lane_map))
         checked = _symbols(symbols, rows)
@@ -233,10 +236,12 @@ class Encoder:
             self._core.encode_intervals(intervals, lane_map)
 
     def finish(self) -> Any:
-        """Close the messages: bytes if there is one lane, else a list of bytes, one for each."""
-        if self._core is None:
-            raise ValueError("this encoder has been finished")
-        payloads, self._core = self._core.finish(), None
+        """Close the messages: bytes if there is one lane, else a list of bytes, one for each.
+
+        Raises:
+            ValueError: the encoder has been finished; so does encode() from then on.
+        """
+        payloads = self._core.finish()
         return payloads[0] if self._lanes == 1 else payloads
 
 
@@ -254,6 +259,9 @@ class Decoder:
         self._lanes, self._threads = len(payloads), threads
         self._core = _core.LaneDecoder(payloads)
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Decoder cannot be copied or pickled")
+
     def decode(
         self,
         probs: "Tensor | None" = None,
@@ -264,7 +272,8 @@ class Decoder:
         """Return the next symbols, one for each row.
 
         Args and shapes are those of Encoder.encode(). A block of several steps can be decoded at
-        once if its distributions do not depend on its symbols.
+        once if its distributions do not depend on its symbols. The rows must not change before the
+        call returns.
 
         Returns:
             int64 of shape probs.shape[:-1]: a PyTorch tensor on the device of probs if that is

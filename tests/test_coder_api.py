@@ -1,8 +1,10 @@
 """lmzip.Encoder and lmzip.Decoder: every way in, every way to be wrong."""
 
+import array
 import copy
 import importlib.util
 import itertools
+import mmap
 import pickle
 
 import numpy as np
@@ -127,6 +129,62 @@ def test_slices_and_other_strides_need_no_copy_and_give_the_same_bytes():
         encoder = Encoder(lanes=4)
         encoder.encode(variant_symbols, variant_probs)
         assert encoder.finish() == data
+
+
+def unaligned(values: np.ndarray) -> np.ndarray:
+    """A copy at an odd address."""
+    buffer = bytearray(1 + values.nbytes)
+    copied = np.frombuffer(buffer, values.dtype, offset=1).reshape(values.shape)
+    copied[...] = values
+    assert not copied.flags.aligned
+    return copied
+
+
+def test_numbers_at_odd_addresses_give_the_same_bytes():
+    symbols, probs = random_block(12, 1, 10)
+    symbols, probs = symbols[:, 0], probs[:, 0]
+    data = encode_one(symbols, probs)
+    assert encode_one(unaligned(symbols), unaligned(probs)) == data
+    assert (Decoder(data).decode(unaligned(probs)) == symbols).all()
+    # One row, of which only the stride is odd, which NumPy calls aligned.
+    fields = np.zeros((1, 1), [("probs", np.float32, 10), ("flag", np.uint8)])
+    fields["probs"] = probs[0]
+    assert encode_one(symbols[:1, None], fields["probs"]) == encode_one(symbols[:1], probs[:1])
+
+
+def test_a_message_may_be_any_buffer_of_bytes():
+    symbols, probs = random_block(20, 1, 10)
+    data = encode_one(symbols[:, 0], probs[:, 0])
+    mapped = mmap.mmap(-1, len(data))
+    mapped[:] = data
+    buffers = [bytearray(data), memoryview(data), array.array("B", data), mapped]
+    buffers += [np.frombuffer(data, np.uint8), np.frombuffer(data, np.int8)]
+    buffers += [np.repeat(np.frombuffer(data, np.uint8), 2)[::2]]
+    for buffer in buffers:
+        for message in (buffer, [buffer]):
+            decoder = Decoder(message)
+            assert (decoder.decode(probs[:, 0]) == symbols[:, 0]).all()
+            decoder.finish()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [5],
+        [b"", np.uint8(5)],
+        5,
+        "text",
+        None,
+        np.array([174, 3]),
+        np.zeros((2, 3), np.uint8),
+        array.array("I", [174]),
+        [1.5],
+    ],
+    ids=repr,
+)
+def test_a_message_that_is_no_buffer_of_bytes_is_refused(data):
+    with pytest.raises(TypeError, match=r"bytes|not iterable"):
+        Decoder(data)
 
 
 def test_nothing_is_nothing():
@@ -480,6 +538,17 @@ def test_tensors_with_gradients_and_odd_strides_are_taken():
     assert data == encode_one(symbols, turned)
     assert (Decoder(data).decode(turned) == symbols).all()
     assert Decoder(data).decode(probs[0]) == 0
+
+
+@needs_torch
+def test_tensors_that_cannot_be_handed_over_are_refused_by_pytorch():
+    import torch
+
+    for rows in (torch.ones(1, 2).to_sparse(), torch.ones(1, 2, device="meta")):
+        with pytest.raises((TypeError, RuntimeError), match=r"[Ss]parse|meta tensor"):
+            Encoder().encode([0], rows)
+        with pytest.raises((TypeError, RuntimeError), match=r"[Ss]parse|meta tensor"):
+            Decoder(b"").decode(rows)
 
 
 @needs_torch

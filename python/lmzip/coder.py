@@ -88,11 +88,12 @@ def _weights_to_uint32(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _contiguous_rows(array: NDArray[Any]) -> NDArray[Any]:
-    """Only the numbers of one row must lie side by side; strides between rows are free."""
+    """Only the numbers of one row must lie side by side, aligned; strides between rows are free."""
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    if not array.flags.aligned or (array.shape[-1] > 1 and array.strides[-1] != array.itemsize):
-        array = np.ascontiguousarray(array)
+    aligned = array.flags.aligned and all(s % array.itemsize == 0 for s in array.strides)
+    if not aligned or (array.shape[-1] > 1 and array.strides[-1] != array.itemsize):
+        array = np.array(array, order="C")  # ascontiguousarray() may leave it where it is
     return array
 
 
@@ -151,7 +152,7 @@ def _symbols(symbols: Any, rows: _Rows) -> NDArray[np.int64]:
         )
     if array.dtype == np.uint64:  # what int64 cannot hold is out of range in any case
         array = np.minimum(array, np.uint64(MAX_SYMBOLS))
-    return np.ascontiguousarray(array.astype(np.int64, copy=False).reshape(rows.data.shape[:2]))
+    return np.require(array, np.int64, ["C", "A"]).reshape(rows.data.shape[:2])
 
 
 def _lane_map(lanes: int, chosen: Sequence[int] | None) -> list[int]:
@@ -168,6 +169,24 @@ def _lane_map(lanes: int, chosen: Sequence[int] | None) -> list[int]:
 def _check_counts(lanes: int, threads: int) -> None:
     if lanes < 1 or threads < 1:
         raise ValueError(f"lanes and threads must be 1 or more, not {lanes} and {threads}")
+
+
+def _messages(data: Any) -> list[bytes]:
+    """One message if the object has the buffer protocol, else one for each item.
+
+    Items wider than a byte are refused: np.array(list(message)) has 64 bits for each.
+    """
+    try:
+        views = [memoryview(data)]
+    except TypeError:
+        views = [memoryview(payload) for payload in data]
+    for view in views:
+        if view.ndim != 1 or view.itemsize != 1:
+            raise TypeError(
+                "a message must be bytes, or another buffer of bytes in one dimension; this one "
+                f"has the shape {view.shape}, and {view.itemsize} bytes for each item"
+            )
+    return [bytes(view) for view in views]
 
 
 class Encoder:
@@ -248,13 +267,13 @@ class Encoder:
 class Decoder:
     """Takes back what an Encoder wrote, given the same distributions in the same order.
 
-    `data` is what Encoder.finish() returned: bytes for one lane, a list of bytes for many.
+    `data` is what Encoder.finish() returned: bytes, or any other buffer of them, for one lane, a
+    list of such for many.
     """
 
     def __init__(self, data: Any, *, threads: int = 1) -> None:
         """`threads` share the lanes of a block; the symbols do not depend on it."""
-        single = isinstance(data, bytes | bytearray | memoryview)
-        payloads = [bytes(payload) for payload in ([data] if single else data)]
+        payloads = _messages(data)
         _check_counts(len(payloads), threads)
         self._lanes, self._threads = len(payloads), threads
         self._core = _core.LaneDecoder(payloads)

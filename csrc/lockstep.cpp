@@ -71,8 +71,7 @@ void LockstepEncoder::take_intervals(const Interval* intervals, size_t count) {
       const size_t stop = std::clamp(lane.raw.size(), position_, position_ + count) - position_;
       for (size_t t = 0; t < stop; ++t) {
         const Interval& interval = intervals[i * count + t];
-        if (interval.freq == 0 || uint64_t{interval.lo} + interval.freq > kFreqTotal)
-          throw_bad_interval(i, interval);
+        if (!interval.valid()) throw_bad_interval(i, interval);
         lane.coder.encode(interval.lo, interval.freq, kFreqBits);
       }
     }
@@ -133,10 +132,9 @@ void LockstepDecoder::take_intervals(const uint8_t* bytes, const Interval* inter
       Lane& lane = lanes_[i];
       if (!lane.active(position_)) continue;
       const Interval interval = intervals[i];
-      // Unsigned: a slot below lo is far beyond freq.  An empty or foreign interval would leave the
-      // coder with an empty range, and the next peek() would divide by it.
-      if (lane.coder.peek(kFreqBits) - interval.lo >= interval.freq ||
-          uint64_t{interval.lo} + interval.freq > kFreqTotal)
+      // An empty or foreign interval would leave the coder with an empty range, and the next peek()
+      // would divide by it.
+      if (!interval.valid() || !interval.contains(lane.coder.peek(kFreqBits)))
         throw_bad_interval(i, interval);
       lane.coder.consume(interval.lo, interval.freq, kFreqBits);
       lane.raw[position_] = bytes[i];

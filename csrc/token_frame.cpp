@@ -35,7 +35,7 @@ void unpack(const std::vector<uint32_t>& packed, int32_t log_p_rest, Choice& cho
 
 // Throws std::runtime_error for an interval that is not one of a device's rows.
 void check_interval(const Interval& interval) {
-  if (interval.freq == 0 || uint64_t{interval.lo} + interval.freq > kFreqTotal) {
+  if (!interval.valid()) {
     throw std::runtime_error("[" + std::to_string(interval.lo) + ", +" +
                              std::to_string(interval.freq) +
                              ") cannot be the interval of this token: a defect of the device or "

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import os
 
 import pytest
 
 import lmzip
 from lmzip import models
-from lmzip.container import ModelRef
+from lmzip.container import ModelRef, StreamHeader
 
 
 def write_model(path, about, shape=(3, 4)):
@@ -120,6 +121,34 @@ def test_changed_file_is_another_model(folder):
     assert models.read(folder / "one.safetensors").id != before
 
 
+@pytest.mark.parametrize("name", ["\x1b[31mred", "bad\nname", "\x7f", "\ud800", [1, 2], 5])
+def test_name_that_no_stream_can_state_is_refused(folder, name):
+    path = write_model(folder / "evil.safetensors", {"name": name})
+    with pytest.raises(lmzip.UnsupportedError, match="without control characters") as caught:
+        models.read(path)
+    assert str(caught.value).isprintable()
+    with pytest.raises(lmzip.ModelMismatchError) as caught:
+        models.find("three")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["\u200b", "a\u00a0b", "naïve 中"])
+def test_any_other_name_can_be_stated(folder, name):
+    model = models.read(write_model(folder / "odd.safetensors", {"name": name}))
+    header = StreamHeader(model=model.ref)
+    assert StreamHeader.unpack(header.pack()).model == model.ref
+
+
+def test_document_that_nests_too_deeply_is_none(tmp_path):
+    """Printing it would overflow the stack."""
+    deep = []
+    for _ in range(900):
+        deep = [deep]
+    path = write_model(tmp_path / "x.safetensors", {"architecture": deep})
+    with pytest.raises(lmzip.UnsupportedError, match="no model of lmzip"):
+        models.document(path)
+
+
 def test_long_name_is_cut_at_a_letter(tmp_path):
     path = write_model(tmp_path / "x.safetensors", {"name": "@" + "ü" * 60})
     assert models.read(path).ref.label == "-" + "ü" * 31  # 63 bytes; 64 would cut a letter
@@ -142,6 +171,49 @@ def test_other_files_are_no_models(tmp_path, data):
     path.write_bytes(data)
     with pytest.raises(lmzip.UnsupportedError, match=r"no safetensors header|no model of lmzip"):
         models.read(path)
+
+
+HOSTILE_SHAPES = {
+    "infinite": "[1e999]",
+    "not a number": "[NaN]",
+    "float": "[3.0, 4]",
+    "negative": "[-3, -4]",
+    "true": "[true, 12]",
+    "text": '"12"',
+    "nested": "[[3, 4]]",
+    "null": "null",
+    "more digits than Python prints": f"[{', '.join(['9' * 4000] * 2)}]",
+    "minutes of multiplication": f"[{', '.join(['4294967296'] * 500_000)}]",
+    "more than the file holds": "[4294967296]",
+}
+
+
+@pytest.mark.parametrize("shape", HOSTILE_SHAPES.values(), ids=HOSTILE_SHAPES)
+def test_file_whose_shapes_are_impossible_harms_no_other(folder, shape):
+    ref = models.find("two").ref
+    entry = f'"a": {{"dtype": "I8", "shape": {shape}, "data_offsets": [0, 0]}}'
+    text = f'{{"__metadata__": {{"lmzip": "{{}}"}}, {entry}}}'.encode()
+    path = folder / "a.safetensors"  # before the others
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(lmzip.UnsupportedError, match=r"impossible|more weights than bytes"):
+        models.read(path)
+    assert models.for_ref(ref).name == "two"
+    assert path not in [model.path for model in models.available()]
+
+
+def test_pipe_in_the_folder_is_not_waited_for(folder):
+    os.mkfifo(folder / "a.safetensors")
+    with pytest.raises(lmzip.UnsupportedError, match="no regular file"):
+        models.read(folder / "a.safetensors")
+
+
+def test_nothing_is_read_behind_the_model_that_is_found(folder, monkeypatch):
+    monkeypatch.setattr(models, "BUNDLED", folder / "none")
+    ref = models.find("one").ref
+    read, original = [], models.read
+    monkeypatch.setattr(models, "read", lambda path: read.append(path.stem) or original(path))
+    assert models.for_ref(ref).name == "one"
+    assert read == ["one"]
 
 
 def test_name_of_a_stream_is_never_a_path(folder):

@@ -519,9 +519,14 @@ def record_size(head: bytes, prefix: int, limit: int, tail: int, what: str) -> i
 
 def is_safe_name(name: str) -> bool:
     """True if `name` is a plain file name: no folder, no control character, not '.' or '..'."""
-    if name in ("", ".", "..") or any(char in "/\\" or not _is_text(char) for char in name):
+    if name in ("", ".", "..") or not is_plain(name) or "/" in name or "\\" in name:
         return False
     return len(name.encode("utf-8", "surrogatepass")) <= MAX_NAME_SIZE
+
+
+def is_plain(text: str) -> bool:
+    """Whether a record can hold this text: no control characters, no halves of surrogate pairs."""
+    return all(c >= " " and not ("\x7f" <= c <= "\x9f" or "\ud800" <= c <= "\udfff") for c in text)
 
 
 def printable(text: str) -> str:
@@ -558,7 +563,7 @@ class _Fields:
             text = raw.decode("utf-8")
         except UnicodeDecodeError:
             raise CorruptError(f"the {what} is not UTF-8: {raw!r}") from None
-        if not text or len(raw) > limit or not all(map(_is_text, text)):
+        if not text or len(raw) > limit or not is_plain(text):
             raise CorruptError(f"the {what} is empty, too long or not plain text: {text!r}")
         return text
 
@@ -569,13 +574,9 @@ class _Fields:
 
 def _pack_text(text: str, limit: int, what: str) -> bytes:
     raw = text.encode("utf-8")
-    if not 0 < len(raw) <= limit or not all(map(_is_text, text)):
+    if not 0 < len(raw) <= limit or not is_plain(text):
         raise ValueError(f"a {what} has 1 to {limit} bytes of plain text, got {text!r}")
     return bytes([len(raw)]) + raw
-
-
-def _is_text(char: str) -> bool:
-    return char >= " " and not "\x7f" <= char <= "\x9f" and not "\ud800" <= char <= "\udfff"
 
 
 def _check_magic(head: bytes) -> None:

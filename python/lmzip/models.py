@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,12 +19,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lmzip._version import __version__
-from lmzip.container import MAX_LABEL_SIZE, MODEL_ID_SIZE, ModelRef, printable
+from lmzip.container import MAX_LABEL_SIZE, MODEL_ID_SIZE, ModelRef, is_plain, printable
 from lmzip.errors import LmzipError, ModelMismatchError, UnsupportedError
 
 SUFFIX = ".safetensors"
 TOKEN_FORMAT = "lmzip-llama-1"  # llama_model.py, which needs NumPy
 MAX_JSON_SIZE = 1 << 24
+MAX_NESTING = 64  # of the document: any code may print it without overflowing the stack
+MAX_DIMENSIONS, MAX_DIMENSION = 8, 1 << 32
 BUNDLED = Path(__file__).parent / "models"
 
 
@@ -104,7 +107,7 @@ def find(name: str | os.PathLike[str]) -> ModelInfo:
     if not found and len(text) >= 4:
         found = [model for model in known if model.id.hex().startswith(text.lower())]
     if not found:
-        names = ", ".join(sorted({model.name for model in known})) or "none"
+        names = ", ".join(sorted({printable(model.name) for model in known})) or "none"
         raise ModelMismatchError(
             f"no model is called {text!r}; there are: {names}; "
             f"give a path that ends in {SUFFIX}, or add its folder to LMZIP_MODEL_PATH"
@@ -113,9 +116,9 @@ def find(name: str | os.PathLike[str]) -> ModelInfo:
 
 
 def for_ref(ref: ModelRef, offered: ModelInfo | None = None) -> ModelInfo:
-    """Find the model that a stream asks for: `offered`, else LMZIP_MODEL, else an installed one.
+    """Find the model that a stream asks for: `offered`, else an installed one, else LMZIP_MODEL.
 
-    ModelMismatchError says which one is missing.
+    Reads no file behind the one that it finds.  ModelMismatchError says which one is missing.
     """
     if offered is not None:
         if offered.matches(ref):
@@ -125,13 +128,19 @@ def for_ref(ref: ModelRef, offered: ModelInfo | None = None) -> ModelInfo:
             f"{offered.name!r} (id {offered.id[:MODEL_ID_SIZE].hex()})"
         )
     name = ref.label.partition("@")[0]
-    known = list(available())
-    with contextlib.suppress(OSError, LmzipError):  # what cannot be had may not be needed
-        known += [m for m in [default()] if m is not None and m not in known]
-    for model in sorted(known, key=lambda model: model.name != name):  # spares hashing
-        if model.matches(ref):
-            return model
+    for same_name in (True, False):  # spares hashing
+        for model in _known():
+            if (model.name == name) == same_name and model.matches(ref):
+                return model
     raise ModelMismatchError(f"the file needs the model {ref}; it is not installed: {_cure(ref)}")
+
+
+def _known() -> Iterator[ModelInfo]:
+    """The models of `available()`, then that of LMZIP_MODEL, which may lie elsewhere."""
+    yield from available()
+    if chosen := os.environ.get("LMZIP_MODEL"):
+        with contextlib.suppress(OSError, LmzipError):  # what cannot be had may not be needed
+            yield find(chosen)
 
 
 def _cure(ref: ModelRef) -> str:
@@ -147,8 +156,10 @@ def _cure(ref: ModelRef) -> str:
 
 def read(path: Path) -> ModelInfo:
     """Read the header of a model file. UnsupportedError if it is no model file."""
-    stat = path.stat()
-    return _read(path, stat.st_mtime_ns, stat.st_size)
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        raise UnsupportedError(f"{path} is not a model file: it is no regular file")
+    return _read(path, status.st_mtime_ns, status.st_size)
 
 
 def document(path: Path) -> dict[str, Any]:
@@ -164,10 +175,10 @@ def _read(path: Path, mtime_ns: int, size: int) -> ModelInfo:
     about = _document(path, header)
     return ModelInfo(
         path=path,
-        name=str(about.get("name") or path.stem),
-        release=str(about.get("release") or __version__) if path.parent == BUNDLED else "",
-        parameters=_count_parameters(header),
-        licence=str(about.get("licence") or about.get("license") or ""),
+        name=check_name(about.get("name") or path.stem),
+        release=_text(about.get("release")) or __version__ if path.parent == BUNDLED else "",
+        parameters=_count_parameters(path, header, size),
+        licence=_text(about.get("licence") or about.get("license")),
         size=size,
         mtime_ns=mtime_ns,
         is_token_model=about.get("format") == TOKEN_FORMAT,
@@ -193,20 +204,56 @@ def _read_header(path: Path, file: BinaryIO) -> dict[str, Any]:
 
 
 def _document(path: Path, header: dict[str, Any]) -> dict[str, Any]:
-    """What lmzip has written about the model (model_file.py)."""
-    try:
-        document = json.loads(header["__metadata__"]["lmzip"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
+    document = parse_document(header)
+    if document is None:
         raise UnsupportedError(f"{path} is a safetensors file, but no model of lmzip")
     return document
 
 
-def _count_parameters(header: dict[str, Any]) -> int:
-    """The weights: all entries of 8 bits."""
+def parse_document(header: Any) -> dict[str, Any] | None:
+    """What lmzip has written into a header about the model (model_file.py); None if nothing."""
     try:
-        shapes = [entry["shape"] for entry in header.values() if entry.get("dtype") == "I8"]
-        return sum(math.prod(map(int, shape)) for shape in shapes)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return 0
+        document = json.loads(header["__metadata__"]["lmzip"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return document if isinstance(document, dict) and _is_flat(document, MAX_NESTING) else None
+
+
+def _is_flat(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_is_flat(part, levels - 1) for part in inner)
+
+
+def check_name(name: Any) -> str:
+    """A model's name as it is.  UnsupportedError for one that no stream can state."""
+    if isinstance(name, str) and is_plain(name):
+        return name
+    raise UnsupportedError(
+        f"a model is called '{printable(str(name))[:80]}'; expected text without control "
+        "characters: make it again under another name (-o NAME)"
+    )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _count_parameters(path: Path, header: dict[str, Any], size: int) -> int:
+    """The weights: all entries of 8 bits, of which a file has no more than bytes."""
+    entries = [entry for entry in header.values() if isinstance(entry, dict)]
+    shapes: list[Any] = [entry.get("shape") for entry in entries if entry.get("dtype") == "I8"]
+    if not all(map(_is_shape, shapes)):
+        raise UnsupportedError(f"{path} is not a model file: the shape of a tensor is impossible")
+    parameters = sum(map(math.prod, shapes))
+    if parameters > size:
+        raise UnsupportedError(
+            f"{path} is cut off, or no model file: it has more weights than bytes ({size})"
+        )
+    return parameters
+
+
+def _is_shape(shape: Any) -> bool:
+    """Whether the product is worth computing, and has a bound."""
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
+        return False
+    return all(type(n) is int and 0 <= n <= MAX_DIMENSION for n in shape)

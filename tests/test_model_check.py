@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,78 @@ def test_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(UnsupportedError, match="lmzip-exact-9"):
         model_check.verify(path)
+
+
+ODD_ARCHITECTURES: dict[str, Any] = {
+    "number": 5,
+    "list": [1],
+    "pairs": ["ab"],
+    "null": None,
+    **{f"n_kv_heads {value}": {"n_kv_heads": value} for value in (2.0, 0.5, "2", None, [2], True)},
+    "windows of floats": {"windows": [4.0, 8.0]},
+}
+
+
+@pytest.mark.parametrize("architecture", ODD_ARCHITECTURES.values(), ids=ODD_ARCHITECTURES)
+def test_architecture_of_other_types_is_refused(path: Path, architecture: Any) -> None:
+    rewrite(path, architecture=architecture)
+    with pytest.raises(UnsupportedError, match="architecture"):
+        model_check.verify(path)
+
+
+@pytest.mark.parametrize("field", ["order", "log2_slots", "offset", "width"])
+def test_ngram_table_of_floats_is_refused(field: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(model_file.serialize(EXACT.architecture, EXACT.tensors, {}))
+    (table, *others) = EXACT.architecture.to_json()["ngrams"]
+    rewrite(path, architecture={"ngrams": [table | {field: float(table[field])}, *others]})
+    with pytest.raises(UnsupportedError, match=field):
+        model_check.verify(path)
+
+
+@pytest.mark.parametrize("base", [0.5, "x", None, math.nan, math.inf, True])
+def test_odd_rotary_base_is_refused(base: Any, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(model_file.serialize(EXACT.architecture, EXACT.tensors, {}))
+    rewrite(path, architecture={"rotary_base": base})
+    with pytest.raises(UnsupportedError, match="rotary_base"):
+        model_check.verify(path)
+
+
+def test_name_with_control_characters_is_refused(path: Path) -> None:
+    rewrite(path, name="\x1b[31mred")
+    with pytest.raises(UnsupportedError, match="without control characters"):
+        model_check.verify(path)
+    for model, serialize in KINDS.values():
+        with pytest.raises(UnsupportedError, match="without control characters"):
+            serialize(model.architecture, model.tensors, {"name": "bad\nname"})
+
+
+@pytest.mark.parametrize("tokenizer", [b"\xff\xfe", b"[]", b"no JSON", b"{}"])
+def test_tokenizer_that_is_none_is_no_sound_model(tokenizer: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors = LLAMA.tensors | {"tokenizer": np.frombuffer(tokenizer, np.uint8)}
+    path.write_bytes(
+        model_file.pack(
+            "lmzip-llama-1", model_file.ModelParts(LLAMA.architecture.to_json(), tensors, {})
+        )
+    )
+    with pytest.raises(CorruptError, match="its tokenizer is no"):
+        model_check.verify(path)
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    """Change the document in the header; an architecture that is an object is changed in parts."""
+    data = path.read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    document = json.loads(header["__metadata__"]["lmzip"])
+    parts = changes.get("architecture")
+    if isinstance(parts, dict):
+        changes["architecture"] = document["architecture"] | parts
+    header["__metadata__"]["lmzip"] = json.dumps(document | changes)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[begin:])
 
 
 # ---- the commands -------------------------------------------------------------------------------

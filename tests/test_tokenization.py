@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmzip import checkpoint
-from lmzip.errors import UnsupportedError
+from lmzip.errors import CorruptError, UnsupportedError
 from lmzip.tokenization import Tokenizer, byte_symbols, plain_document, spell, token_bytes
 from random_llama import (
     gemma_pieces,
@@ -87,9 +87,87 @@ def test_normalizers_are_dropped(step: dict[str, Any]) -> None:
 
 
 def test_tokenizer_that_changes_text_is_not_believed() -> None:
-    """Whatever the library answers: here it lowers all letters."""
-    document = plain_document(with_special_token()) | {"normalizer": {"type": "Lowercase"}}
+    """Whatever the library answers: here it lowers a letter."""
+    lower = {"type": "Replace", "pattern": {"String": "E"}, "content": "e"}
+    document = plain_document(with_special_token() | {"normalizer": lower})
+    assert document["normalizer"]
     assert spell(Tokenizer(TOKENS, json.dumps(document)).encode(b"tEa "), TOKENS) == b"tEa "
+
+
+def replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+BYTE_LEVEL = tokenizer(TOKENS)["pre_tokenizer"]
+HOSTILE: dict[str, dict[str, Any]] = {
+    "bomb": {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [replace({"String": "a"}, "b" * 200_000)],
+        }
+    },
+    "chain of small bombs": {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [replace({"String": "a"}, "aa")] * 40,
+        }
+    },
+    "bomb between any two letters": {
+        "normalizer": {"type": "Sequence", "normalizers": [replace({"Regex": ""}, "b")]}
+    },
+    "prefix": {"normalizer": {"type": "Prepend", "prepend": "b" * 200_000}},
+    "chain of bytes as letters": {
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTE_LEVEL] * 40}
+    },
+    "step that aborts": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    "step of no type": {"pre_tokenizer": {}, "normalizer": {"a": 1}},
+    "padding": {
+        "padding": {
+            "strategy": {"Fixed": 1 << 40},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "a",
+        }
+    },
+    "special tokens": {"added_tokens": [{"id": 0, "content": "a", "special": True}]},
+    "tokens of no content": {"added_tokens": [{"id": 0, "special": False}]},
+    "tokens that are numbers": {"added_tokens": 5},
+    "prefixes inside of words": {
+        "model": {**tokenizer(TOKENS)["model"], "continuing_subword_prefix": "b" * 200_000}  # type: ignore[dict-item]
+    },
+    "Unigram": {"model": {"unk_id": 0, "vocab": [["a", 0.0]]}},
+    "merges without vocabulary": {
+        "model": {"type": "BPE", "vocab": {}, "merges": ["a b"]},
+    },
+    "a number for a model": {"model": 5},
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_tokenizer_is_refused(change: dict[str, Any]) -> None:
+    document = json.dumps(plain_document(with_special_token()) | change)
+    with pytest.raises((CorruptError, UnsupportedError), match="tokenizer"):
+        Tokenizer(TOKENS, document)
+
+
+@pytest.mark.parametrize(
+    "document",
+    ["", "x", "[]", "5", "null", "{}", "[" * 100_000, '{"a": 1e'],
+    ids=["empty", "garbage", "list", "number", "null", "object", "deep", "cut"],
+)
+def test_other_text_is_no_tokenizer(document: str) -> None:
+    with pytest.raises(CorruptError, match=r"no tokenizer\.json"):
+        Tokenizer(TOKENS, document)
+
+
+def test_import_leaves_out_what_would_grow() -> None:
+    grows = [replace({"String": "a"}, "ab"), replace({"Regex": "a"}, "b")]
+    kept = replace({"String": " "}, "\u2581")
+    for step in (*grows, kept):
+        document = plain_document(with_special_token() | {"normalizer": step})
+        assert bool(document["normalizer"]) == (step is kept)
 
 
 def test_sentencepiece_pieces_are_bytes() -> None:

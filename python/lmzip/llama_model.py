@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 
 from lmzip.errors import CorruptError, UnsupportedError
-from lmzip.model_file import Array, ModelParts, Shapes, check_tensors, pack, unpack
+from lmzip.model_file import (
+    Array,
+    ModelParts,
+    Shapes,
+    check_integers,
+    check_tensors,
+    pack,
+    unpack,
+)
 from lmzip.models import TOKEN_FORMAT as FORMAT  # docs/numerics-llama.md version 1
 
 MIN_SCALE, MAX_SCALE = 2.0**-40, 2.0**10
@@ -50,6 +58,8 @@ class LlamaArchitecture:
     local: tuple[bool, ...] = ()  # layers with rotary.local_frequency; none where it is empty
 
     def __post_init__(self) -> None:
+        check_integers(self, "vocabulary", "d_model", "n_layers", "n_heads", "n_kv_heads")
+        check_integers(self, "head_dim", "d_ff", "start", "escape")
         layers = self.n_layers
         limits = {
             "vocabulary": (2, 1 << 20, True),
@@ -67,11 +77,11 @@ class LlamaArchitecture:
         }
         for name, (low, high, fits) in limits.items():
             value = getattr(self, name)
-            if not (isinstance(value, int) and low <= value <= high and fits):
+            if not (low <= value <= high and fits):
                 raise UnsupportedError(f"architecture: {name} = {value!r} is not possible ({self})")
-        if not all(isinstance(w, int) and 1 <= w <= 4096 for w in self.windows):
+        if not all(type(w) is int and 1 <= w <= 4096 for w in self.windows):
             raise UnsupportedError(f"architecture: windows {self.windows} are not within 1..4096")
-        if not all(isinstance(s, int) and 0 <= s <= 16 for s in self.sinks):
+        if not all(type(s) is int and 0 <= s <= 16 for s in self.sinks):
             raise UnsupportedError(f"architecture: sinks {self.sinks} are not within 0..16")
         if not (isinstance(self.epsilon, float) and 0 <= self.epsilon <= 1):
             raise UnsupportedError(f"architecture: epsilon {self.epsilon!r} is not within 0..1")
@@ -194,7 +204,7 @@ class LlamaModel:
 
     @property
     def tokenizer(self) -> str:
-        """A tokenizer.json of the tokenizers library."""
+        """A tokenizer.json of the tokenizers library, which tokenization.py checks."""
         return self.tensors["tokenizer"].tobytes().decode()
 
 
@@ -208,6 +218,10 @@ def check(architecture: LlamaArchitecture, tensors: dict[str, Array]) -> None:
         raise CorruptError("model file: tokens.size does not add up to tokens.bytes")
     if tensors["tokens.size"][architecture.escape] != 0:
         raise CorruptError("model file: the escape token has bytes of its own")
+    try:
+        tensors["tokenizer"].tobytes().decode()
+    except UnicodeDecodeError as error:
+        raise CorruptError(f"model file: its tokenizer is not UTF-8: {error}") from None
 
 
 def _in_range(name: str, t: Array) -> bool:

@@ -2,8 +2,8 @@
 
 A model is what its bytes are: nobody vouches for a file but the SHA-256 that its user knows, and
 the hash of the tensors that whoever made the file wrote into it.  So a check has three parts: both
-hashes, every tensor against its specification, and the engine: on a few fixed inputs each kernel
-must give what the portable one gives, position by position and all at once.
+hashes, every tensor and the tokenizer against their specification, and the engine: on a few fixed
+inputs each kernel must give what the portable one gives, position by position and all at once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from lmzip import _core, llama_model, model_file
 from lmzip.errors import CorruptError, LmzipError, ModelMismatchError
 from lmzip.model_file import Array, tensors_digest
 from lmzip.models import TOKEN_FORMAT, ModelInfo, document
+from lmzip.tokenization import read_plain
 
 POSITIONS = 8  # of the self-test
 LANES = 2
@@ -85,6 +86,7 @@ def _open(
 ) -> tuple[model_file.ExactModel | llama_model.LlamaModel, Logits]:
     if about.get("format") == TOKEN_FORMAT:
         llama = llama_model.parse(data)
+        read_plain(llama.tokenizer)
         return llama, lambda by_step: _token_logits(llama, by_step)
     exact = model_file.parse(data)
     return exact, lambda by_step: _byte_logits(exact, by_step)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy.typing as npt
 import safetensors.numpy
 
 from lmzip.errors import CorruptError, LimitError, NotLmzError, UnsupportedError
+from lmzip.models import check_name, parse_document
 
 FORMAT = "lmzip-exact-1"  # docs/numerics.md version 1
 MAX_FILE_SIZE = 1 << 32
@@ -38,6 +40,9 @@ class NgramTable:
     offset: int
     width: int
 
+    def __post_init__(self) -> None:
+        check_integers(self, "order", "log2_slots", "offset", "width")
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -54,6 +59,7 @@ class Architecture:
     rotary_base: float = 1000.0  # training only; the file carries integer frequencies
 
     def __post_init__(self) -> None:
+        check_integers(self, "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff")
         limits = {
             "d_model": (32, 2048, self.d_model % 32 == 0),
             "n_layers": (1, 256, len(self.windows) == self.n_layers),
@@ -63,9 +69,9 @@ class Architecture:
         }
         for name, (low, high, fits) in limits.items():
             value = getattr(self, name)
-            if not (isinstance(value, int) and low <= value <= high and fits):
+            if not (low <= value <= high and fits):
                 raise UnsupportedError(f"architecture: {name} = {value!r} is not possible ({self})")
-        if not all(isinstance(w, int) and 1 <= w <= 4096 for w in self.windows):
+        if not all(type(w) is int and 1 <= w <= 4096 for w in self.windows):
             raise UnsupportedError(f"architecture: windows {self.windows} are not within 1..4096")
         for t in self.ngrams:
             inside = t.offset >= 0 and t.width >= 1 and t.offset + t.width <= self.d_model
@@ -73,6 +79,8 @@ class Architecture:
                 raise UnsupportedError(f"architecture: n-gram table {t} is not possible")
         if len(self.ngrams) > 3:
             raise UnsupportedError(f"architecture: {len(self.ngrams)} n-gram tables; at most 3")
+        if type(self.rotary_base) not in (int, float) or not 1 <= self.rotary_base < math.inf:
+            raise UnsupportedError(f"architecture: rotary_base = {self.rotary_base!r}; at least 1")
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Architecture:
@@ -121,6 +129,14 @@ class Architecture:
             for name, (_, shape) in self.tensors().items()
             if name.endswith(".weight")
         )
+
+
+def check_integers(part: object, *names: str) -> None:
+    """Fields of a stranger's JSON: 2.0 and true would pass every comparison with integers."""
+    for name in names:
+        value = getattr(part, name)
+        if type(value) is not int:
+            raise UnsupportedError(f"architecture: {name} = {value!r} is no integer")
 
 
 @dataclass(frozen=True)
@@ -206,6 +222,9 @@ def unpack(data: bytes, expected_format: str) -> ModelParts:
     if found != expected_format:
         raise UnsupportedError(f"model file: format {found!r}; expected {expected_format!r}")
     architecture = document.pop("architecture", {})
+    if not isinstance(architecture, dict):
+        raise UnsupportedError(f"model file: its architecture is {architecture!r}, no JSON object")
+    check_name(document.get("name") or "")
     try:
         tensors = safetensors.numpy.load(data)
     except Exception as error:  # noqa: BLE001 (the library has no common base class)
@@ -221,13 +240,11 @@ def read_document(data: bytes) -> dict[str, Any]:
     if len(data) < 8 or size > min(MAX_HEADER_SIZE, len(data) - 8) or data[8:9] != b"{":
         raise NotLmzError("not a model file: no safetensors header")
     try:
-        document = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["lmzip"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise NotLmzError(
-            "not an lmzip model: a safetensors file without lmzip's metadata"
-        ) from None
-    if not isinstance(document, dict):
-        raise NotLmzError("not an lmzip model: its metadata is no JSON object")
+        document = parse_document(json.loads(data[8 : 8 + size]))
+    except (ValueError, RecursionError):
+        document = None
+    if document is None:
+        raise NotLmzError("not an lmzip model: a safetensors file without lmzip's metadata")
     return document
 
 
@@ -246,6 +263,7 @@ def serialize(
 
 def pack(model_format: str, parts: ModelParts) -> bytes:
     """The bytes of a model file of this format; the tensors have been checked."""
+    check_name(parts.about.get("name") or "")
     document = {"format": model_format, "architecture": parts.architecture, **parts.about}
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     contiguous = {name: np.ascontiguousarray(t) for name, t in parts.tensors.items()}

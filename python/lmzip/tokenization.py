@@ -14,17 +14,20 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lmzip.errors import LmzipError, UnsupportedError
+from lmzip.errors import CorruptError, LmzipError, UnsupportedError
 
 # Invalid UTF-8, as the error handler "surrogateescape" shows it.
 _BROKEN = re.compile("([\udc80-\udcff]+)")
+# The steps before BPE that write nothing.
+_CUTTING = ("Split", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit", "UnicodeScripts")
 _PIECE = 1 << 16  # characters that are tokenized at once: bounds the work of a retry
 
 
 class Tokenizer:
     """Bytes to symbols.  tokens: the bytes of each token, empty for those that must not be used.
+    document: of a plain_document(), and from a stranger.
 
-    Raises LmzipError where the tokenizers library is missing.
+    Raises LmzipError where the tokenizers library is missing, CorruptError, UnsupportedError.
     """
 
     def __init__(self, tokens: list[bytes], document: str) -> None:
@@ -36,7 +39,11 @@ class Tokenizer:
                 "pip install 'lmzip-codec[llm]' (decompressing does not)"
             ) from None
         self._tokens = tokens
-        self._library = Library.from_str(document)
+        plain = json.dumps(read_plain(document))  # not as found: parsers differ in what they take
+        try:
+            self._library = Library.from_str(plain)
+        except Exception as error:  # noqa: BLE001 (the library has no class of its own)
+            raise _unusable(error) from None
         self._single = {token[0]: i for i, token in enumerate(tokens) if len(token) == 1}
 
     def encode(self, data: bytes) -> list[int]:
@@ -52,7 +59,10 @@ class Tokenizer:
     def _encode_text(self, text: str, symbols: list[int]) -> None:
         """Ask the library; where its tokens do not spell the text, ask for the halves."""
         wanted = text.encode()
-        found = self._library.encode(text, add_special_tokens=False).ids
+        try:
+            found = self._library.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # noqa: BLE001 (as above)
+            raise _unusable(error) from None
         if self._spells(found, wanted):
             symbols += found
         elif len(text) == 1:
@@ -77,6 +87,10 @@ def spell(symbols: list[int], tokens: list[bytes]) -> bytes:
     return b"".join([tokens[s] if s < n else bytes([s - n]) for s in symbols])
 
 
+def _unusable(error: Exception) -> CorruptError:
+    return CorruptError(f"the tokenizers library cannot use the model's tokenizer: {error}")
+
+
 def _pieces(text: str) -> Iterator[str]:
     for part in _BROKEN.split(text):
         for begin in range(0, len(part), _PIECE):
@@ -88,28 +102,74 @@ def _pieces(text: str) -> Iterator[str]:
 
 def plain_document(document: dict[str, Any]) -> dict[str, Any]:
     """The document without what would change or interpret text: special tokens (whose names may
-    occur in a text), templates, truncation, Unicode normalization, a prefixed space."""
+    occur in a text), templates, truncation, Unicode normalization, a prefixed space.
+
+    With the result, no text grows beyond a few times its size; UnsupportedError if that cannot be.
+    """
+    _check_model(document["model"])
     out = dict(document)
     out["added_tokens"] = [t for t in document.get("added_tokens") or [] if not t["special"]]
     for name in ("post_processor", "decoder", "truncation", "padding"):
         out[name] = None
     out["normalizer"] = _only_replacements(document.get("normalizer"))
     out["pre_tokenizer"] = _without_prefix(document.get("pre_tokenizer"))
+    writing = re.findall('"ByteLevel"|"Metaspace"', json.dumps(out["pre_tokenizer"]))
+    if len(writing) > 1:  # each may write a character as several
+        raise UnsupportedError(f"tokenizer: pre_tokenizer has {' and '.join(writing)}; at most one")
     return out
+
+
+def read_plain(document: str) -> dict[str, Any]:
+    """The tokenizer of a model file, which must be one that plain_document() leaves as it is.
+
+    Raises CorruptError, UnsupportedError.
+    """
+    try:
+        found = json.loads(document)
+        if not isinstance(found, dict):
+            raise TypeError("no JSON object")
+        plain = plain_document(found)
+        changed = [name for name, part in plain.items() if found.get(name) != part]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptError(f"model file: its tokenizer is no tokenizer.json: {error!r}") from None
+    if changed:
+        raise CorruptError(
+            f"model file: its tokenizer has a {changed[0]!r} that lmzip models import never writes"
+        )
+    return plain
+
+
+def _check_model(model: dict[str, Any]) -> None:
+    if model.get("type") not in ("BPE", None):
+        raise UnsupportedError(f"tokenizer: {model.get('type')!r}; only BPE is supported")
+    if not isinstance(model["vocab"], dict):  # Unigram's, where "type" is missing
+        raise UnsupportedError("tokenizer: its vocabulary is no JSON object; only BPE is supported")
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            raise UnsupportedError(f"tokenizer: {name} is {model[name]!r}; expected none")
 
 
 def _only_replacements(step: Any) -> Any:
     if not step:
         return None
     steps = step["normalizers"] if step["type"] == "Sequence" else [step]
-    kept = [s for s in steps if s["type"] == "Replace"]
+    kept = [s for s in steps if s["type"] == "Replace" and not _grows(s)]
     return {"type": "Sequence", "normalizers": kept} if kept else None
+
+
+def _grows(step: dict[str, Any]) -> bool:
+    """Whether a replacement may have more characters than what it replaces.  (A regular expression
+    may match between any two.)"""
+    pattern = step["pattern"].get("String")
+    return pattern is None or len(step["content"]) > len(pattern)
 
 
 def _without_prefix(step: Any) -> Any:
     if not step:
         return None
     out = dict(step)
+    if out["type"] not in ("Sequence", "ByteLevel", "Metaspace", *_CUTTING):
+        raise UnsupportedError(f"tokenizer: pre_tokenizer {out['type']!r} is not supported")
     if out["type"] == "Sequence":
         out["pretokenizers"] = [_without_prefix(s) for s in out["pretokenizers"]]
     if out["type"] == "Metaspace":
@@ -126,8 +186,7 @@ def token_bytes(document: dict[str, Any], size: int) -> list[bytes]:
     Raises UnsupportedError for a kind of tokenizer whose tokens are not simply bytes.
     """
     model = document["model"]
-    if model.get("type") not in ("BPE", None):
-        raise UnsupportedError(f"tokenizer: {model.get('type')!r}; only BPE is supported")
+    _check_model(model)
     kinds = json.dumps([document.get("pre_tokenizer"), document.get("decoder")])
     if '"ByteLevel"' in kinds:
         to_bytes = _byte_level

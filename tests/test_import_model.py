@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import struct
 import sys
 import warnings
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from lmzip.checkpoint import (
     _load_safetensors,
     read_checkpoint,
 )
-from lmzip.errors import LmzipError, UnsupportedError
+from lmzip.errors import LimitError, LmzipError, UnsupportedError
 from lmzip.import_model import import_checkpoint, quantize
 from lmzip.llama_model import LlamaModel
 from random_llama import (
@@ -510,13 +511,146 @@ def test_half_floats_are_read(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     for names in ("ab", "abc"):
         text = json.dumps({name: header[name] for name in names}).encode()
-        path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+        end = header[names[-1]]["data_offsets"][1]
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data[:end])
         if names == "ab":
             tensors = _load_safetensors(path)
     assert tensors["a"].tolist() == [1.0, -2.5]
     assert tensors["b"].tolist() == [1.5]
     with pytest.raises(UnsupportedError, match="c is I8"):
         _load_safetensors(path)
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+@pytest.mark.parametrize("text", ["[]", "null", '"x"', "5", "", DEEP, "{}", '{"model": "x"}'])
+def test_json_of_another_kind_is_refused(name: str, text: str, tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UnsupportedError):
+        import_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"type": "BPE", "vocab": ["a", "b"], "byte_fallback": True}},
+        {"model": ["BPE"]},
+        {"added_tokens": 5},
+        {"added_tokens": [5]},
+        {"added_tokens": [{"id": 0}]},
+        {"normalizer": "x"},
+        {"pre_tokenizer": {"type": ["ByteLevel"]}},
+    ],
+)
+def test_tokenizer_of_other_types_is_refused(
+    change: dict[str, Any], family: str, tmp_path: Path
+) -> None:
+    checkpoint = write_folder(tmp_path, family=family)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(checkpoint.tokenizer | change))
+    with pytest.raises(UnsupportedError):
+        import_checkpoint(tmp_path)
+
+
+def test_head_of_a_trillion_channels_is_not_allocated(tmp_path: Path) -> None:
+    assert_refused({"head_dim": 10**12}, "head_dim is 1000000000000", tmp_path, "llama")
+
+
+@pytest.mark.parametrize("header", ["[]", "null", "5", DEEP, "", '{"a": 5}', '{"a": {}}'])
+def test_other_headers_of_safetensors_are_refused(header: str, tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    data = len(header).to_bytes(8, "little") + header.encode()
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with pytest.raises(UnsupportedError, match="no safetensors file that can be read"):
+        import_checkpoint(tmp_path)
+
+
+def test_tensors_that_share_bytes_are_refused(tmp_path: Path) -> None:
+    """A file of one of them could hold thousands."""
+    header = {
+        f"model.{name}": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in "ab"
+    }
+    text = json.dumps(header).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    with pytest.raises(UnsupportedError, match="no safetensors file that can be read"):
+        _load_safetensors(path)
+
+
+def gguf_key(kind: int, value: bytes) -> bytes:
+    return struct.pack("<Q", 1) + b"a" + struct.pack("<I", kind) + value
+
+
+HOSTILE_GGUF = {
+    "empty": (b"", "mmap"),
+    "cut": (b"GGUF\3\0", "cut off"),
+    "array of many bytes": ((0, 1, gguf_key(9, struct.pack("<IQ", 0, 1 << 40))), "more than"),
+    "array of as many bytes": ((0, 1, gguf_key(9, struct.pack("<IQ", 0, 1 << 20))), "cut off"),
+    "array of many strings": ((0, 1, gguf_key(9, struct.pack("<IQ", 8, 1 << 40))), "more than"),
+    "array of missing strings": ((0, 1, gguf_key(9, struct.pack("<IQ", 8, 9))), "cut off"),
+    "arrays of arrays": ((0, 1, gguf_key(9, struct.pack("<IQ", 9, 1) * 20_000)), "of arrays"),
+    "long string": ((0, 1, gguf_key(8, struct.pack("<Q", (1 << 64) - 1))), "cut off"),
+    "strings beyond all numbers": (
+        (0, 1, gguf_key(9, struct.pack("<IQQ", 8, 2, (1 << 64) - 1))),
+        "cut off",
+    ),
+    "unknown type": ((0, 1, gguf_key(77, b"")), "type 77"),
+    "many keys": ((0, 1 << 60, b""), "1152921504606846976 keys"),
+    "many tensors": ((1 << 60, 0, b""), "1152921504606846976 tensors"),
+    "nothing": ((0, 0, b""), "'general.architecture' is missing"),
+}
+
+
+@pytest.mark.parametrize(("content", "match"), HOSTILE_GGUF.values(), ids=HOSTILE_GGUF)
+def test_hostile_gguf_is_refused(content: Any, match: str, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="the gguf library is missing")
+    path = tmp_path / "x.gguf"
+    if isinstance(content, tuple):
+        tensors, keys, rest = content
+        content = b"GGUF" + struct.pack("<IQQ", 3, tensors, keys) + rest
+    path.write_bytes(content)
+    with pytest.raises(UnsupportedError, match=match):
+        import_checkpoint(path)
+
+
+def test_tensors_that_share_bytes_of_a_gguf_file_are_refused(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf", reason="the gguf library is missing")
+    path = tmp_path / "x.gguf"
+    checkpoint = plain_checkpoint()
+    checkpoint.config["rope_parameters"] = {"rope_theta": 1e4}
+    _write_gguf(gguf, path, checkpoint)
+    import_checkpoint(path)
+    data = bytearray(path.read_bytes())
+    for name in ("token_embd", "blk.0.ffn_up", "blk.0.ffn_gate", "blk.0.ffn_down"):
+        at = data.index(f"{name}.weight".encode()) + len(f"{name}.weight")
+        assert struct.unpack_from("<I", data, at) == (2,)  # dimensions
+        struct.pack_into("<QQ", data, at + 4, 64, 1500)
+        struct.pack_into("<Q", data, at + 4 + 16 + 4, 0)
+    path.write_bytes(data)
+    with pytest.raises(UnsupportedError, match="share bytes"):
+        import_checkpoint(path)
+
+
+def test_import_beyond_the_memory_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(_: object) -> Checkpoint:
+        raise MemoryError
+
+    monkeypatch.setattr(import_model, "read_checkpoint", read)
+    with pytest.raises(LimitError, match="somewhere needs more memory than there is"):
+        import_checkpoint("somewhere")
+
+
+def test_name_that_no_stream_can_state_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setattr(import_model, "read_checkpoint", lambda _: plain_checkpoint())
+    assert cli.main(["models", "import", "somewhere", "-o", "bad\nname"]) == 1
+    assert "expected text without control characters" in capsys.readouterr().err
+    assert not list(models.store().iterdir())
 
 
 def test_command_imports_into_the_store(

@@ -207,6 +207,21 @@ def test_info_says_what_is_known(store: Path, capsys: pytest.CaptureFixture[str]
     assert "no model is called 'other'" in captured.err
 
 
+def test_names_of_strangers_do_not_reach_the_terminal(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a file, and of its tensors."""
+    tensors = LLAMA.tensors | {"\x1b[31mred": np.zeros(1, np.int8)}
+    parts = model_file.ModelParts(LLAMA.architecture.to_json(), tensors, {"name": "odd"})
+    (store / "\x1b[31m\udcff.safetensors").write_bytes(model_file.pack("lmzip-llama-1", parts))
+    assert cli.main(["models"]) == 0
+    assert cli.main(["models", "verify", "odd"]) == 1
+    captured = capsys.readouterr()
+    assert "u001b[31m" in captured.out
+    assert "unexpected: \\u001b[31mred" in captured.err
+    assert "\x1b" not in captured.out + captured.err
+
+
 def test_verify_checks_all_that_are_installed(
     store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

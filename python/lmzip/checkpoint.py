@@ -10,18 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import re
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, deserialize
 
 from lmzip.errors import LmzipError, UnsupportedError
 from lmzip.llama_model import MAX_TOKEN_SIZE
 from lmzip.model_file import Array
 
 GEMMA = "gemma3_text"  # transformers' name; GGUF's is gemma3, which transformers' with images has
+MAX_HEAD_DIM = 4096  # far beyond what llama_model.py takes: a bound for what is allocated here
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", GEMMA)
 
 
@@ -95,7 +99,7 @@ def _fetch(name: str) -> Path:
 
 def _read_folder(folder: Path, name: str) -> Checkpoint:
     """name: of the folder or, on the hub, OWNER/NAME[@REVISION]."""
-    config = json.loads((folder / "config.json").read_text())
+    config = _read_object(folder / "config.json")
     _check_family(config.get("model_type"))
     _check_activation(config)
     tensors: dict[str, Array] = {}
@@ -107,13 +111,20 @@ def _read_folder(folder: Path, name: str) -> Checkpoint:
     if not tensors:
         raise UnsupportedError(f"{folder} holds no *.safetensors")
     tensors = {name.removeprefix("model."): t for name, t in tensors.items()}
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer = _read_object(folder / "tokenizer.json")
     common = tensors, tokenizer, name, _card_licence(folder), files
     if config["model_type"] != GEMMA:
         return Checkpoint(config, _frequencies(config), *common)
     for key in [name for name in tensors if name.endswith("norm.weight")]:
         tensors[key] = tensors[key] + np.float32(1)
     return _gemma(config, *common)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text("utf-8"))
+    if not isinstance(found, dict):
+        raise UnsupportedError(f"{path} is no JSON object, but a {type(found).__name__}")
+    return found
 
 
 def _card_licence(folder: Path) -> str:
@@ -132,15 +143,13 @@ def _sha256(path: Path) -> str:
 
 def _load_safetensors(path: Path) -> dict[str, Array]:
     """NumPy has no bfloat16: such tensors are read as their bits, which float32 continues."""
-    data = path.read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
+    try:
+        found = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+    except SafetensorError as error:  # also tensors that share bytes, and so could be any number
+        raise UnsupportedError(f"{path} is no safetensors file that can be read: {error}") from None
     out: dict[str, Array] = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        begin, end = (8 + size + offset for offset in entry["data_offsets"])
-        raw, kind = data[begin:end], entry["dtype"]
+    for name, entry in found:
+        raw, kind = entry["data"], entry["dtype"]
         if kind == "BF16":
             t = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
         elif kind in ("F16", "F32"):
@@ -177,6 +186,8 @@ def _frequencies(config: dict[str, Any]) -> Array:
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     base = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
     d = head_dim(config)
+    if not 1 <= d <= MAX_HEAD_DIM:
+        raise UnsupportedError(f"head_dim is {d}; expected 1 to {MAX_HEAD_DIM}")
     if not 1 <= base < math.inf:
         raise UnsupportedError(f"rope_theta is {base}; expected a number from 1 on")
     w = base ** (-np.arange(0, d, 2, dtype=np.float64) / d)
@@ -297,6 +308,58 @@ _GGUF_PATTERNS = {
 }
 
 
+# The sizes of values by their type (numbers and truth values); the types of strings and arrays.
+_GGUF_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_GGUF_STRING, _GGUF_ARRAY = 8, 9
+_MAX_GGUF_VALUES = 1 << 22  # four for each token of the largest vocabulary
+_MAX_GGUF_NAMES = 1 << 14  # of keys, and of tensors
+
+
+def _check_gguf(path: Path) -> None:
+    """Refuse what would cost memory beyond measure: the library makes objects of a KB for each
+    value that the file has, or only claims to have."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        order = "<" if data[4:6] != b"\0\0" else ">"  # the version, which is small
+        try:
+            tensors, keys = struct.unpack_from(order + "QQ", data, 8)
+            if max(tensors, keys) > _MAX_GGUF_NAMES:
+                raise UnsupportedError(
+                    f"{path} claims {tensors} tensors and {keys} keys; at most {_MAX_GGUF_NAMES}"
+                )
+            _walk_gguf(data, order, keys)
+        except (struct.error, OverflowError):
+            raise UnsupportedError(f"{path} is cut off, or no GGUF file") from None
+
+
+def _walk_gguf(data: mmap.mmap, order: str, keys: int) -> None:
+    at, values = 24, 0
+    for _ in range(keys):
+        at = _skip_gguf(data, order, at, _GGUF_STRING, 1)
+        kind, count = *struct.unpack_from(order + "I", data, at), 1
+        at += 4
+        if kind == _GGUF_ARRAY:
+            kind, count = struct.unpack_from(order + "IQ", data, at)
+            at += 12
+        values += count
+        if values > _MAX_GGUF_VALUES:
+            raise UnsupportedError(f"the GGUF file has more than {_MAX_GGUF_VALUES} values")
+        at = _skip_gguf(data, order, at, kind, count)
+
+
+def _skip_gguf(data: mmap.mmap, order: str, at: int, kind: int, count: int) -> int:
+    """What lies behind so many values of a kind."""
+    if kind == _GGUF_STRING:
+        for _ in range(count):
+            at += 8 + struct.unpack_from(order + "Q", data, at)[0]
+    elif kind in _GGUF_SIZES:
+        at += count * _GGUF_SIZES[kind]
+    else:
+        raise UnsupportedError(f"the GGUF file has values of type {kind}, or arrays of arrays")
+    if at > len(data):
+        raise struct.error
+    return at
+
+
 def _read_gguf(path: Path) -> Checkpoint:
     try:
         import gguf
@@ -305,7 +368,10 @@ def _read_gguf(path: Path) -> Checkpoint:
             f"{error.name or error} is missing; reading GGUF files needs it: "
             "pip install 'lmzip-codec[llm]'"
         ) from None
+    _check_gguf(path)
     reader = gguf.GGUFReader(path)
+    if sum(t.data.nbytes for t in reader.tensors) > path.stat().st_size:
+        raise UnsupportedError(f"{path} has tensors that share bytes")
     fields = {name: field.contents() for name, field in reader.fields.items()}
     family = fields["general.architecture"]
     _check_family(family, (*FAMILIES[:-1], "gemma3"))

@@ -201,7 +201,7 @@ def _print_line(model: models.ModelInfo, star: str = "") -> None:
     print(
         f"{star}{printable(model.name)}  {model.id.hex()[:16]}  "
         f"{model.parameters:,} parameters  {human_size(model.size)}  "
-        f"{printable(model.licence) or 'licence not stated'}  {model.path}"
+        f"{printable(model.licence) or 'licence not stated'}  {printable(str(model.path))}"
     )
 
 
@@ -576,4 +576,4 @@ def _shown(name: str | OSError) -> str:
 
 
 def _complain(name: str, message: str) -> None:
-    print(f"lmzip: {name}: {message}", file=sys.stderr)
+    print(f"lmzip: {name}: {printable(message)}", file=sys.stderr)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lmzip.checkpoint import GEMMA, Checkpoint, head_dim, read_checkpoint
-from lmzip.errors import LmzipError, UnsupportedError
+from lmzip.errors import LimitError, LmzipError, UnsupportedError
 from lmzip.hadamard import spread_embeddings, spread_layer
 from lmzip.llama_model import (
     MAX_BIAS,
@@ -31,6 +31,8 @@ from lmzip.llama_model import (
 from lmzip.model_file import Array
 from lmzip.tokenization import plain_document, start_token, token_bytes
 
+# What Python, NumPy and gguf raise where a stranger's JSON or GGUF has other types or sizes.
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
 DEFAULT_WINDOW = 1024
 DEFAULT_SINKS = 4
 MAX_LAYERS = 256
@@ -41,7 +43,12 @@ def import_checkpoint(source: str | Path, *, window: int = DEFAULT_WINDOW) -> Ll
     """Read and quantize.  UnsupportedError also for a checkpoint that is not what it should be."""
     try:
         return quantize(read_checkpoint(source), window=window)
-    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
+    except MemoryError:
+        raise LimitError(
+            f"{source} needs more memory than there is to be imported, about 12 bytes a parameter; "
+            "where there is more, the same model file comes out"
+        ) from None
+    except _MALFORMED as error:
         if isinstance(error, LmzipError):
             raise
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)

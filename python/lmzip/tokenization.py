@@ -199,10 +199,10 @@ def token_bytes(document: dict[str, Any], size: int) -> list[bytes]:
     for t in document.get("added_tokens") or []:
         if t["special"]:
             special.add(t["content"])
-        elif t["id"] < size:
+        elif 0 <= t["id"] < size:
             tokens[t["id"]] = _added(t["content"], to_bytes)
     for text, i in model["vocab"].items():
-        if i < size and text not in special and not tokens[i]:
+        if 0 <= i < size and text not in special and not tokens[i]:
             tokens[i] = to_bytes(text)
     return tokens
 

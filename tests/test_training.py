@@ -13,7 +13,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from lmzip import corpus, train  # noqa: E402
-from lmzip.errors import CorruptError, NotLmzError, UnsupportedError  # noqa: E402
+from lmzip.errors import (  # noqa: E402
+    CorruptError,
+    LmzipError,
+    NotLmzError,
+    UnsupportedError,
+)
 from lmzip.model_file import Architecture, load, parse, serialize  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -231,6 +236,7 @@ def test_wrong_options_are_refused_before_training(folder, monkeypatch):
     for more, match in (
         (["--device", "foo"], "--device foo:"),
         (["--device", "meta"], "--device meta:"),
+        (["--name", "two\nlines"], "a model is called 'two"),
         (["--architecture", str(folder / "text")], "text: not an architecture in JSON"),
         (["--architecture", str(folder / "number")], "number: not an architecture in JSON"),
         *(
@@ -238,7 +244,7 @@ def test_wrong_options_are_refused_before_training(folder, monkeypatch):
             for name in ("empty", "cut", "other", "text", "toy.json")
         ),
     ):
-        with pytest.raises(train.TrainingError, match=match):
+        with pytest.raises(LmzipError, match=match):
             train.run(options(folder, "--bytes", "1000", *more))
 
 

@@ -525,7 +525,7 @@ def write_model(job: Run, corpus: Corpus, args: argparse.Namespace) -> None:
             "rounding (--quantize-at), or with a smaller --rate"
         )
     about = {
-        "name": args.name or args.output.name.split(".")[0],
+        "name": _name(args),
         "release": __version__,
         "licence": args.licence,
         "parameters": job.network.architecture.parameters(),
@@ -552,8 +552,13 @@ def write_model(job: Run, corpus: Corpus, args: argparse.Namespace) -> None:
     print(f"{args.output}: {len(data):,} bytes, id {model.model_id.hex()[:16]}", file=sys.stderr)
 
 
+def _name(args: argparse.Namespace) -> str:
+    return models.check_name(args.name or args.output.name.split(".")[0])
+
+
 def _check_outputs(args: argparse.Namespace, checkpoint: Path) -> None:
     """Refuse, before the time is spent, what could not be written or would be replaced."""
+    _name(args)
     for path in (args.output, checkpoint):
         if path.is_dir():
             raise TrainingError(f"{path} is a folder; expected the name of a file")

@@ -271,6 +271,38 @@ def test_unknown_model_is_refused_by_name():
         lmzip.compress(b"", model="nobody")
 
 
+def test_calls_of_several_threads_come_one_after_another(monkeypatch):
+    """The second ones are made while the first codes its only frame."""
+    raw = text(FRAME)
+    blob = compress(raw)
+    others, waited = [], []
+
+    def watch(method, call):
+        original = getattr(Order0Codec, method)
+
+        def watched(*arguments):
+            others.append(threading.Thread(target=call))
+            others[-1].start()
+            others[-1].join(0.2)
+            waited.append(others[-1].is_alive())
+            return original(*arguments)
+
+        monkeypatch.setattr(Order0Codec, method, watched)
+
+    compressor = lmzip.LmzCompressor(preset="order0", frame_size=2 * FRAME)
+    compressor.compress(raw)
+    watch("encode_frame", lambda: compressor.compress(b""))
+    compressor.flush(compressor.FLUSH_FRAME)
+    encodings = len(waited)
+    decompressor = lmzip.LmzDecompressor()
+    watch("decode_frame", lambda: decompressor.decompress(b""))
+    assert decompressor.decompress(blob[:-1]) == raw
+    for other in others:
+        other.join()
+    assert 0 < encodings < len(waited)
+    assert all(waited)
+
+
 # ── The incremental decompressor ──
 
 

@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import threading
 
 import pytest
 from hypothesis import given
@@ -51,6 +52,24 @@ def test_text_mode(tmp_path):
     with lmzip.open(path, "rt", encoding="utf-16-le") as file:
         assert file.read() == "Grüße\nan alle\n"
     assert lmzip.decompress(path.read_bytes()).decode("utf-16-le") == "Grüße\r\nan alle\r\n"
+
+
+def test_threads_that_write_wait_for_one_another():
+    """What one has compressed is in the file before another one's frames are begun."""
+    other = threading.Thread(target=lambda: file.write(RAW[5000:]))
+
+    class Sink(io.BytesIO):
+        def write(self, data):
+            if data and other.ident is None:
+                other.start()
+                other.join(0.3)  # it waits for this call
+            return super().write(data)
+
+    sink = Sink()
+    with lmzip.LmzFile(sink, "wb", threads=1, **OPTIONS) as file:
+        file.write(RAW[:5000])
+        other.join()
+    assert lmzip.decompress(sink.getvalue()) == RAW
 
 
 def test_append_adds_a_stream(path):

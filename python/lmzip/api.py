@@ -6,6 +6,7 @@ of the output. Files: file.py.
 
 import io
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -119,6 +120,7 @@ class LmzCompressor:
     that will come where that is known, helps to choose the device and to divide the threads
     (elsewhere the first frame takes all, later ones those that are left). Holds at most 2 * threads
     + 2 frames, on CUDA 130 for each GPU, as far as half of the machine's memory holds them.
+    Several threads may call it, and wait for one another.
 
     Raises ValueError for impossible settings, ModelMismatchError for an unknown model, LmzipError
     for a predictor that cannot be loaded or does not give the same numbers twice.
@@ -169,6 +171,7 @@ class LmzCompressor:
             # Two frames a thread are held, raw and coded; one of them is in work.
             room = devices.memory_for_frames(DEFAULT_MEMORY_LIMIT) // (tables + 4 * size)
             self._threads = max(codecs.threads, min(codecs.frames_at_once, room))
+        self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._running: deque[Future[EncodedFrame]] = deque()
         self._buffer = bytearray()
@@ -182,6 +185,10 @@ class LmzCompressor:
 
     def compress(self, data: Buffer) -> bytes:
         """Take raw bytes; return what compressed bytes are ready, perhaps none."""
+        with self._lock:
+            return self._compress(data)
+
+    def _compress(self, data: Buffer) -> bytes:
         self._check_open()
         out = bytearray()
         view = memoryview(data).cast("B")
@@ -197,10 +204,11 @@ class LmzCompressor:
 
     def flush(self, mode: int = FLUSH_STREAM) -> bytes:
         """Return all that is left, and end the frame or the stream."""
-        return b"".join(self.flush_pieces(mode))
+        with self._lock:
+            return b"".join(self.flush_pieces(mode))
 
     def flush_pieces(self, mode: int = FLUSH_STREAM) -> Iterator[bytes]:
-        """As flush(), but yield the bytes of each frame when it is ready."""
+        """As flush(), but yield the bytes of each frame when it is ready. For one thread alone."""
         self._check_open()
         if mode not in (self.FLUSH_FRAME, self.FLUSH_STREAM):
             raise ValueError(f"flush mode must be FLUSH_FRAME or FLUSH_STREAM, got {mode!r}")
@@ -252,7 +260,8 @@ class LmzDecompressor:
 
     `eof` is True behind the end of the stream; `unused_data` holds what follows it, such as
     another stream; `needs_input` is True if more input is needed before more output can come.
-    Holds one frame, and the input that it was given and could not use yet.
+    Holds one frame, and the input that it was given and could not use yet. Several threads may
+    call it, and wait for one another.
     """
 
     def __init__(
@@ -265,6 +274,7 @@ class LmzDecompressor:
         force: bool = False,
     ) -> None:
         self._codecs = open_codecs(model, device, 1, memory_limit, None, predictor, force)
+        self._lock = threading.Lock()
         self._parser = Parser(one_stream=True)
         self._stream = StreamHeader()
         self._head: tuple[FrameHeader, FrameCodec | None] | None = None
@@ -278,6 +288,10 @@ class LmzDecompressor:
 
         Raises EOFError behind the end of the stream, and the errors of decompress().
         """
+        with self._lock:
+            return self._decompress(data, max_length)
+
+    def _decompress(self, data: Buffer, max_length: int) -> bytes:
         if self.eof:
             raise EOFError("the stream has ended; unused_data holds what follows it")
         self._parser.feed(memoryview(data).cast("B"))

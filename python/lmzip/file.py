@@ -6,6 +6,7 @@ leads to. Writing appends one stream; mode "a" adds a stream to those that are t
 
 import io
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -52,7 +53,7 @@ class LmzFile(io.BufferedIOBase):
     For reading: `model`, `memory_limit`, `threads`, `device`, `predictor` and `force` as in
     decompress(). For writing: the arguments of LmzCompressor. Reading raises what decompress()
     raises. A file object passed in is left open by close(); it can be sought in if it was at its
-    beginning.
+    beginning. Several threads may write: each write() is whole in the file.
     """
 
     def __init__(self, filename: FileName | BinaryIO, mode: str = "r", **options: Any) -> None:
@@ -60,6 +61,7 @@ class LmzFile(io.BufferedIOBase):
         if kind not in ("r", "w", "x", "a") or mode.count("b") > 1:
             raise ValueError(f"mode must be r, w, x or a, got {mode!r}")
         self.mode = "rb" if kind == "r" else "wb"
+        self._lock = threading.Lock()  # what is compressed is written in the same order
         self._reader: io.BufferedReader | None = None
         self._compressor: LmzCompressor | None = None
         self._position = 0
@@ -81,8 +83,11 @@ class LmzFile(io.BufferedIOBase):
 
     def close(self) -> None:
         """End the stream if writing. Closes the file unless it was passed in open."""
-        if self.closed:
-            return
+        with self._lock:
+            if not self.closed:
+                self._close()
+
+    def _close(self) -> None:
         try:
             if self._reader is not None:
                 self._reader.close()
@@ -141,12 +146,13 @@ class LmzFile(io.BufferedIOBase):
 
     def write(self, data: Any) -> int:
         """Take raw bytes; return how many. Compressed ones follow frame by frame."""
-        self._check_not_closed()
-        if self._compressor is None:
-            raise io.UnsupportedOperation("the file is open for reading")
         view = memoryview(data).cast("B")
-        self._file.write(self._compressor.compress(view))
-        self._position += len(view)
+        with self._lock:
+            self._check_not_closed()
+            if self._compressor is None:
+                raise io.UnsupportedOperation("the file is open for reading")
+            self._file.write(self._compressor.compress(view))
+            self._position += len(view)
         return len(view)
 
     def _reading(self) -> io.BufferedReader:

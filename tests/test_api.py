@@ -475,6 +475,25 @@ def test_frames_of_a_file_wait_for_their_threads_in_order():
     assert order == [(number, 3, 1) for number in range(4)]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_frames_of_a_forked_child_wait_for_no_thread_of_its_parent(run_python):
+    run_python(
+        """
+import os, signal
+from lmzip.codec import ThreadShare
+share = ThreadShare(2, 1 << 20)
+held = share.take(1 << 20)
+assert held.__enter__() == 2
+child = os.fork()
+if not child:
+    signal.alarm(60)  # ends the child that waits
+    with share.take(1 << 20) as taken:
+        os._exit(taken != 2)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    )
+
+
 def test_threads_are_divided_by_the_size_of_the_input(monkeypatch):
     sizes = []
 

@@ -72,6 +72,66 @@ def test_threads_that_write_wait_for_one_another():
     assert lmzip.decompress(sink.getvalue()) == RAW
 
 
+EXITS = {
+    "collector": "file = open('wb'); file.write(b'important')",
+    "atexit": "file = open('wb'); file.write(b'important'); atexit.register(file.close)",
+    "text": "file = open('wt'); file.write('important'); atexit.register(file.close)",
+    "cycle": """
+class Log:
+    def __init__(self):
+        self.itself, self.file = self, open('wb', preset='order0', frame_size=1000)
+        self.file.write(bytes(5500) + b'important')
+log = Log()
+""",
+}
+
+
+@pytest.mark.parametrize("script", EXITS.values(), ids=EXITS)
+def test_file_that_is_closed_when_the_interpreter_ends_is_whole(script, tmp_path, run_python):
+    path = tmp_path / "file.lmz"
+    begin = f"import atexit, functools, lmzip; open = functools.partial(lmzip.open, {str(path)!r})"
+    assert run_python(f"{begin}\n{script}").stderr == ""
+    assert lmzip.decompress(path.read_bytes()).endswith(b"important")
+
+
+def test_file_is_read_when_the_interpreter_ends(path, run_python):
+    done = run_python(
+        f"""
+import atexit, lmzip
+file = lmzip.open({str(path)!r}, threads=1)
+file.read(1)
+atexit.register(lambda: print(len(file.read())))
+"""
+    )
+    assert done.stdout.strip() == str(len(RAW) - 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forked_child_goes_on_without_the_threads_of_its_parent(path, run_python):
+    """Both come to the whole of it; where nobody does the work, the alarm ends the child."""
+    done = run_python(
+        f"""
+import io, os, signal, lmzip
+raw = lmzip.open({str(path)!r}).read()
+reader = lmzip.LmzFile(io.BytesIO(lmzip.compress(raw, preset="order0", frame_size=1000)), threads=1)
+first = reader.read(1)
+sink = io.BytesIO()
+writer = lmzip.LmzFile(sink, "w", preset="order0", frame_size=1000, threads=1, raw_size=len(raw))
+writer.write(raw[:6500])
+child = os.fork()
+if not child:
+    signal.alarm(60)
+writer.write(raw[6500:])
+writer.close()
+assert first + reader.read() == raw == lmzip.decompress(sink.getvalue())
+if not child:
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    )
+    assert done.stderr == ""
+
+
 def test_append_adds_a_stream(path):
     with lmzip.open(path, "ab", **OPTIONS) as file:
         file.write(b"more")

@@ -9,7 +9,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -35,6 +34,8 @@ from lmzip.frames import (
     EncodedFrame,
     EncodeSettings,
     FrameTask,
+    Job,
+    Workers,
     codec_of,
     cut,
     decode_all,
@@ -172,8 +173,8 @@ class LmzCompressor:
             room = devices.memory_for_frames(DEFAULT_MEMORY_LIMIT) // (tables + 4 * size)
             self._threads = max(codecs.threads, min(codecs.frames_at_once, room))
         self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
-        self._running: deque[Future[EncodedFrame]] = deque()
+        self._pool: Workers | None = None
+        self._running: deque[Job[EncodedFrame]] = deque()
         self._buffer = bytearray()
         self._position = 0
         self._ended = False
@@ -229,9 +230,9 @@ class LmzCompressor:
         for piece in cut(data):
             while len(self._running) >= 2 * self._threads:
                 out += self._next_result()
-            self._pool = self._pool or ThreadPoolExecutor(self._threads, thread_name_prefix="lmzip")
-            future = self._pool.submit(encode_frame, piece, self._position, self._settings)
-            self._running.append(future)
+            self._pool = self._pool or Workers(self._threads)
+            job = self._pool.submit(encode_frame, piece, self._position, self._settings)
+            self._running.append(job)
             self._position += len(piece)
         return out
 

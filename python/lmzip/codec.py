@@ -8,6 +8,7 @@ import contextlib
 import functools
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -87,8 +88,15 @@ class ThreadShare:
         self._input_size = input_size
         self.most_frames = threads  # for which there is memory
         self._largest = 1  # frame so far
-        self._changed = threading.Condition()
         self._asked = self._served = 0  # frames: first come, first served
+        self._changed = threading.Condition()
+        _shares.add(self)
+
+    def forget(self) -> None:
+        """Nobody holds or waits for threads: those who did are not in a forked child."""
+        self._free = self._total
+        self._asked = self._served = 0
+        self._changed = threading.Condition()
 
     def split(self, parts: int) -> list["ThreadShare"]:
         """Equal parts, at least a thread each, for those who must not wait for one another."""
@@ -129,6 +137,18 @@ class ThreadShare:
             return rounds * (1 + COST_OF_SHARING * (threads - 1)) / threads
 
         return min(range(1, most + 1), key=time)
+
+
+_shares: weakref.WeakSet[ThreadShare] = weakref.WeakSet()
+
+
+def _forget_threads() -> None:
+    for share in _shares:
+        share.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 @dataclass(frozen=True, slots=True)

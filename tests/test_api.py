@@ -331,6 +331,17 @@ def test_decompressor_refuses_to_go_on_behind_the_end():
         decompressor.decompress(b"")
 
 
+def test_decompressor_does_not_go_on_behind_damage():
+    blob = bytearray(compress(text(3 * FRAME)))
+    blob[lmzip.inspect(bytes(blob)).frames[1].offset + 60] ^= 1
+    decompressor = lmzip.LmzDecompressor()
+    assert len(decompressor.decompress(blob, FRAME)) == FRAME
+    for _ in range(3):
+        with pytest.raises(lmzip.CorruptError, match=r"bytes 1000\.\.1999"):
+            decompressor.decompress(b"")
+    assert not decompressor.eof
+
+
 def test_decompressor_holds_output_back_for_max_length():
     decompressor = lmzip.LmzDecompressor()
     assert decompressor.decompress(compress(b"abcdef"), 2) == b"ab"

@@ -286,5 +286,15 @@ def test_damaged_frame_does_not_spoil_the_others(path):
             file.seek(offset)
             assert file.read(50) == RAW[offset : offset + 50]
         file.seek(3500)
-        with pytest.raises(lmzip.CorruptError, match=r"bytes 3000\.\.3999"):
-            file.read(1)
+        for _ in range(3):  # an end of the file would be a lie
+            with pytest.raises(lmzip.CorruptError, match=r"bytes 3000\.\.3999"):
+                file.read(1)
+            with pytest.raises(lmzip.CorruptError, match=r"bytes 3000\.\.3999"):
+                file.read()
+        file.seek(4000)
+        assert file.read() == RAW[4000:]
+    with lmzip.LmzFile(Pipe(bytes(data))) as file:
+        assert file.read(3000) == RAW[:3000]
+        for _ in range(3):
+            with pytest.raises(lmzip.CorruptError, match=r"bytes 3000\.\.3999"):
+                file.read()

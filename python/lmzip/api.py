@@ -280,6 +280,7 @@ class LmzDecompressor:
         self._stream = StreamHeader()
         self._head: tuple[FrameHeader, FrameCodec | None] | None = None
         self._ready = memoryview(b"")
+        self._failure: BaseException | None = None
         self.eof = False
         self.needs_input = True
         self.unused_data = b""
@@ -287,7 +288,8 @@ class LmzDecompressor:
     def decompress(self, data: Buffer, max_length: int = -1) -> bytes:
         """Take compressed bytes; return up to max_length raw ones (all there are if negative).
 
-        Raises EOFError behind the end of the stream, and the errors of decompress().
+        Raises EOFError behind the end of the stream, and the errors of decompress(), after which
+        every call raises the same.
         """
         with self._lock:
             return self._decompress(data, max_length)
@@ -295,11 +297,17 @@ class LmzDecompressor:
     def _decompress(self, data: Buffer, max_length: int) -> bytes:
         if self.eof:
             raise EOFError("the stream has ended; unused_data holds what follows it")
+        if self._failure is not None:
+            raise self._failure
         self._parser.feed(memoryview(data).cast("B"))
         out = bytearray()
         while max_length < 0 or len(out) < max_length:
-            if not self._ready and not self._next_frame():
-                break
+            try:
+                if not self._ready and not self._next_frame():
+                    break
+            except BaseException as error:
+                self._failure = error
+                raise
             room = len(self._ready) if max_length < 0 else max_length - len(out)
             out += self._ready[:room]
             self._ready = self._ready[room:]

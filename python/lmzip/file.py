@@ -195,6 +195,7 @@ class _FrameReader(io.RawIOBase):
         self._can_seek = file.seekable() and file.tell() == 0
         self._table: SeekTable | None = None
         self._frames = decoding.run(read_tasks(_pieces(file), decoding.codecs))
+        self._failure: BaseException | None = None  # that has ended _frames
         self._chunk = b""  # the frame that holds _position, once read
         self._chunk_start = 0
         self._position = 0
@@ -210,7 +211,7 @@ class _FrameReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while self._position >= self._chunk_start + len(self._chunk):
-            chunk = next(self._frames, None)
+            chunk = self._next_chunk()
             if chunk is None:
                 return 0
             self._chunk_start += len(self._chunk)
@@ -220,6 +221,16 @@ class _FrameReader(io.RawIOBase):
         memoryview(buffer).cast("B")[: len(piece)] = piece
         self._position += len(piece)
         return len(piece)
+
+    def _next_chunk(self) -> bytes | None:
+        """None at the end.  What failed once fails again: the end is not there."""
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return next(self._frames, None)
+        except BaseException as error:
+            self._failure = error
+            raise
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if not self._can_seek:
@@ -248,7 +259,10 @@ class _FrameReader(io.RawIOBase):
         frame = table.frame_at(offset)
         self._chunk = b""
         self._chunk_start = table.raw_starts[frame] if frame < len(table) else offset
-        self._frames = self._frames_from(frame)
+        self._start_at(frame)
+
+    def _start_at(self, frame: int) -> None:
+        self._frames, self._failure = self._frames_from(frame), None
 
     def _frames_from(self, first: int) -> Iterator[bytes]:
         """The frame that was asked for alone; those after it on several threads."""
@@ -274,7 +288,7 @@ class _FrameReader(io.RawIOBase):
             self._chunk_start += len(self._chunk)
             frame = self._table.frame_at(self._chunk_start)
             self._chunk_start -= len(self._chunk)
-            self._frames = self._frames_from(frame)
+            self._start_at(frame)
         return self._table
 
 

@@ -286,6 +286,51 @@ def test_salvage_of_something_else_finds_nothing():
     assert "where a record begins" in piece.lost
 
 
+def heads_within_payloads(size):
+    """Frames whose payloads hold all that follows, each with its own checksum wrong."""
+    heads = b""
+    for reach in range(size, size // 2, -16):
+        heads += FrameHeader(0, 0, reach, reach, 0, 0).pack()
+    return heads + bytes(size)
+
+
+def indexes_within_one_another(size):
+    """With true footers, which lie behind all of their beginnings."""
+    count, heads, footers = size // 12, b"", b""
+    for i in range(count):
+        record = 4 * (count - i) + 8 * (i + 1)
+        heads += b"I" + pack_varint(record - 16)  # of four bytes
+        footers += record.to_bytes(4, "little") + b"LMZI"
+    return heads + footers
+
+
+NESTED = {
+    "frame heads": (b"F" + pack_varint(30_000)) * 10_000,
+    "frames": heads_within_payloads(30_000),
+    "indexes": (b"I" + pack_varint(20_000)) * 10_000,
+    "footers": indexes_within_one_another(1 << 16),
+}
+
+
+@pytest.mark.parametrize("nested", NESTED.values(), ids=NESTED)
+def test_salvage_of_records_within_records_takes_time_for_the_size_of_the_file(nested, monkeypatch):
+    """Counted in bytes put through checksums; frames in order before them are had all the same."""
+    checked, crc32 = [], zlib.crc32
+
+    def counted(data, *start):
+        checked.append(len(data))
+        return crc32(data, *start)
+
+    monkeypatch.setattr(zlib, "crc32", counted)
+    pieces = saved(BLOB + nested)
+    assert sum(checked) < 300 * len(nested)
+    assert b"".join(piece.data for piece in pieces) == RAW
+    if nested is NESTED["indexes"]:
+        assert sum(checked) < len(nested)  # none of them has a footer
+    else:
+        assert (pieces[-1].size, "searched up to" in pieces[-1].lost) == (None, True)
+
+
 @given(st.binary(max_size=400))
 def test_salvage_never_fails(garbage):
     for blob in (garbage, BLOB[:100] + garbage, garbage + SINGLE):

@@ -1,7 +1,8 @@
 """What can still be had of a damaged .lmz file: every frame whose checksums hold.
 
 Frames say where they belong, so the ranges that are lost are known exactly, except for the end
-of a stream that has lost its trailer.
+of a stream that has lost its trailer. The work is bounded by the size of the file: bytes that look
+like many long records, one within the other, end the search for more.
 """
 
 import re
@@ -13,6 +14,7 @@ from mmap import mmap
 from lmzip.codec import Codecs
 from lmzip.container import (
     END_MARK,
+    FOOTER_MAGIC,
     FOOTER_SIZE,
     FRAME_MARK,
     INDEX_MARK,
@@ -30,6 +32,9 @@ from lmzip.container import (
 from lmzip.errors import CorruptError, LmzipError, TruncatedError
 from lmzip.frames import FrameTask, codec_of, decode_frame, ordered_map
 
+# Bytes put through checksums, for each byte of the file.  Random ones take some eight: a 256th is
+# an F, behind which a fourth announces a record of 8 KiB.
+MOST_CHECKED = 256
 _MARKS = re.compile(rb"[" + bytes([FRAME_MARK, END_MARK, INDEX_MARK]) + rb"]|" + re.escape(MAGIC))
 
 
@@ -85,6 +90,8 @@ class _Scan:
         self._open = False  # a stream has begun and its trailer was not seen
         self._reason = "the file does not begin with a stream"
         self._found = False  # any record at all
+        self._checked = 0  # bytes put through checksums
+        self._gave_up = False
 
     def items(self) -> Iterator[Piece | tuple[int, FrameTask]]:
         at = 0
@@ -107,8 +114,8 @@ class _Scan:
                 yield from self._end_stream(record.raw_size)
                 at += size
         yield from self._end_stream(None)
-        if not self._found:
-            yield Piece(0, None, lost=self._reason)
+        if self._gave_up or not self._found:
+            yield Piece(self._base, None, lost=self._reason)
 
     def _frame(self, at: int, head: FrameHeader) -> Iterator[Piece | tuple[int, FrameTask]]:
         if head.position < self._expected:  # of a stream whose header is lost
@@ -119,6 +126,7 @@ class _Scan:
         self._expected = head.position + head.raw_size
         start = at + head.head_size
         payload = bytes(self._view[start : start + head.payload_size])
+        self._checked += len(payload)
         try:
             if len(payload) < head.payload_size:
                 raise TruncatedError("the input ends inside the frame")
@@ -156,6 +164,12 @@ class _Scan:
 
     def _next_record(self, at: int) -> int:
         for match in _MARKS.finditer(self._view, at):
+            if self._checked > MOST_CHECKED * len(self._view):
+                self._gave_up = True
+                self._reason = (
+                    f"too much looks like records and is none; searched up to byte {match.start()}"
+                )
+                break
             try:
                 self._record_at(match.start())
             except LmzipError:
@@ -190,4 +204,12 @@ class _Scan:
         size = record_size(head, prefix, limit, tail, what)
         if size is None or at + size > len(self._view):
             raise TruncatedError(f"the input ends inside the {what}")
-        return bytes(self._view[at : at + size])
+        end = at + size
+        if tail > FOOTER_SIZE and self._view[end - FOOTER_SIZE : end] != _footer(size):
+            raise CorruptError("the footer behind the index is damaged")
+        self._checked += size
+        return bytes(self._view[at:end])
+
+
+def _footer(size: int) -> bytes:
+    return size.to_bytes(4, "little") + FOOTER_MAGIC

@@ -1,5 +1,6 @@
 """compress, decompress, LmzCompressor, LmzDecompressor, inspect."""
 
+import io
 import os
 import random
 import threading
@@ -7,6 +8,7 @@ import time
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +60,15 @@ def test_every_kind_of_buffer_is_taken(kind):
 def test_buffer_of_wider_items_is_taken_as_bytes():
     wide = memoryview(bytes(range(80))).cast("I")
     assert lmzip.decompress(compress(wide)) == bytes(range(80))
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 3), ()])
+def test_array_of_any_shape_is_taken_as_bytes(shape):
+    array = np.ones(shape)
+    assert lmzip.decompress(compress(array)) == array.tobytes()
+    assert lmzip.LmzDecompressor().decompress(np.zeros((0, 3))) == b""
+    with lmzip.LmzFile(io.BytesIO(), "w", preset="order0") as file:
+        assert file.write(array) == array.nbytes
 
 
 def test_bytes_do_not_depend_on_threads_or_pieces():
@@ -254,11 +265,21 @@ def test_compressor_is_of_no_use_after_its_end():
         ({"frame_size": 0}, "frame size must be"),
         ({"frame_size": (64 << 20) + 1}, "frame size must be"),
         ({"threads": -1}, "threads must be"),
+        ({"device": "gpu"}, "device must be auto, cpu or cuda, got 'gpu'"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         compress(b"", **options)
+
+
+def test_other_impossible_arguments_are_refused():
+    for mtime_ns in (1 << 63, -(1 << 63) - 1):
+        with pytest.raises(ValueError, match="mtime_ns must be a number of 64 bits"):
+            lmzip.LmzCompressor(preset="order0", mtime_ns=mtime_ns)
+    lmzip.LmzCompressor(preset="order0", mtime_ns=-(1 << 63)).flush()
+    with pytest.raises(ValueError, match="device must be auto, cpu or cuda, got 'gpu'"):
+        lmzip.decompress(compress(b""), device="gpu")
 
 
 @pytest.mark.parametrize("level", range(1, 10))
@@ -349,6 +370,11 @@ def test_decompressor_holds_output_back_for_max_length():
     assert decompressor.decompress(b"", 2) == b"cd"
     assert decompressor.decompress(b"") == b"ef"
     assert decompressor.eof
+    waiting = lmzip.LmzDecompressor()
+    assert waiting.decompress(compress(b"abcdef")[:-1], 0) == b""
+    assert not waiting.needs_input
+    assert waiting.decompress(b"") == b"abcdef"
+    assert waiting.needs_input
 
 
 # ── Limits, order, memory ──

@@ -4,6 +4,7 @@ import io
 import os
 import random
 import threading
+from typing import get_args, get_overloads, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -158,6 +159,20 @@ def test_text_arguments_belong_to_text_modes(path):
         lmzip.open(path, "rb", encoding="utf-8")
 
 
+def test_file_that_was_not_opened_is_collected_without_a_word(run_python):
+    done = run_python(
+        """
+import contextlib, lmzip, sys
+sys.unraisablehook = lambda failure: print(failure.exc_value)
+for mode, options in (("z", {}), ("w", {"lanes": 0}), ("w", {}), ("r", {})):
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        lmzip.LmzFile("no such folder/file", mode, **options)
+""",
+        PYTHONDEVMODE="1",
+    )
+    assert done.stdout + done.stderr == ""
+
+
 def test_wrong_option_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match="preset"):
         lmzip.open(tmp_path / "new.lmz", "wb", preset="nothing")
@@ -235,6 +250,41 @@ def test_file_object_is_left_open_and_may_begin_in_the_middle(path):
         assert not file.seekable()
         assert file.read() == RAW
     assert not source.closed
+
+
+class Raw(io.RawIOBase):
+    """A sink that takes a part of what it is given, in the end nothing."""
+
+    def __init__(self, room):
+        self.taken, self._room = b"", room
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        part = bytes(data[: min(100, self._room - len(self.taken))])
+        self.taken += part
+        return len(part) or None
+
+
+def test_raw_file_object_gets_what_it_did_not_take_at_once():
+    sink = Raw(1 << 20)
+    with lmzip.LmzFile(sink, "w", **OPTIONS) as file:
+        file.write(RAW)
+    assert sink.taken == lmzip.compress(RAW, **OPTIONS)
+    refusal = pytest.raises(BlockingIOError, match=r"takes no more, \d+ bytes are not written")
+    with refusal, lmzip.LmzFile(Raw(1000), "w", **OPTIONS) as file:
+        file.write(RAW)
+
+
+def test_types_of_open_follow_from_the_mode():
+    """For type checkers, which take each mode for one of these."""
+    binary, text, _ = get_overloads(lmzip.open)
+    for overload, kind in ((binary, lmzip.LmzFile), (text, io.TextIOWrapper)):
+        hints = get_type_hints(overload)
+        assert hints["return"] is kind
+        for mode in get_args(hints["mode"]):
+            assert type(lmzip.open(io.BytesIO(), mode)) is kind
 
 
 def test_what_a_mode_does_not_allow_is_refused(path, tmp_path):

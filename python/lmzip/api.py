@@ -101,7 +101,7 @@ def decompress(
     Raises NotLmzError, TruncatedError, CorruptError, UnsupportedError, ModelMismatchError and
     LimitError.
     """
-    view = memoryview(data).cast("B")
+    view = as_bytes(data)
     pieces = (bytes(view[at : at + READ_SIZE]) for at in range(0, len(view), READ_SIZE))
     codecs = open_codecs(
         model, device, threads, memory_limit, len(view), predictor, force, decoding=True
@@ -149,6 +149,8 @@ class LmzCompressor:
         check_settings(lanes, frame_size)
         if name is not None and not is_safe_name(name):
             raise ValueError(f"{name!r} is not a plain file name")
+        if mtime_ns is not None and not -(1 << 63) <= mtime_ns < 1 << 63:
+            raise ValueError(f"mtime_ns must be a number of 64 bits, signed, got {mtime_ns}")
         if model is not None and predictor is not None:
             raise ValueError("give either a model or a float predictor")
         codecs = open_codecs(model, device, threads, None, raw_size, predictor)
@@ -192,7 +194,7 @@ class LmzCompressor:
     def _compress(self, data: Buffer) -> bytes:
         self._check_open()
         out = bytearray()
-        view = memoryview(data).cast("B")
+        view = as_bytes(data)
         while len(view):
             piece = view[: self._settings.frame_size - len(self._buffer)]
             self._buffer += piece
@@ -299,7 +301,10 @@ class LmzDecompressor:
             raise EOFError("the stream has ended; unused_data holds what follows it")
         if self._failure is not None:
             raise self._failure
-        self._parser.feed(memoryview(data).cast("B"))
+        view = as_bytes(data)
+        self._parser.feed(view)
+        if len(view):
+            self.needs_input = False  # until it turns out to be too little
         out = bytearray()
         while max_length < 0 or len(out) < max_length:
             try:
@@ -388,6 +393,12 @@ def inspect(source: Buffer | str | os.PathLike[str] | BinaryIO) -> FileInfo:
         with Path(source).open("rb") as file:
             return _inspect_file(file)
     return _inspect_file(source)
+
+
+def as_bytes(data: Buffer) -> memoryview:
+    """The bytes of a buffer. TypeError if they do not lie one behind the other."""
+    view = memoryview(data)
+    return view.cast("B") if view.nbytes else memoryview(b"")  # what has no bytes has odd shapes
 
 
 def check_settings(lanes: int | None, frame_size: int | None) -> None:

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from lmzip.predictors import Predictor
 
 DEFAULT_MEMORY_LIMIT = 1 << 30
-DEVICES = ("auto", "cpu", "cuda")
 
 
 class FrameCodec(Protocol):
@@ -312,6 +311,7 @@ class Codecs:
     _open: dict[tuple[int, int, int, bytes], FrameCodec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        devices.check(self.device)
         self._share = ThreadShare(self.threads, self.input_size)
 
     @functools.cached_property

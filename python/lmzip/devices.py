@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lmzip.errors import UnsupportedError
 
+DEVICES = ("auto", "cpu", "cuda")
 DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")  # the last under WSL
 # Below this "auto" stays on the CPU: PyTorch, a CUDA context and (once) compiling the kernels take
 # some 20 s, in which 16 cores have coded about as much; and 64 MiB are 16 frames of the default
@@ -44,6 +45,12 @@ def memory_for_frames(least: int) -> int:
 
 def driver_present() -> bool:
     return any(Path(name).exists() for name in DRIVER_FILES)
+
+
+def check(device: str) -> None:
+    """ValueError for what is no device's name."""
+    if device not in DEVICES:
+        raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
 
 
 def choose(device: str, raw_size: int | None) -> str:

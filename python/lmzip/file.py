@@ -4,14 +4,15 @@ Reading goes frame by frame and ahead on several threads; a seek decodes only th
 leads to. Writing appends one stream; mode "a" adds a stream to those that are there.
 """
 
+import errno
 import io
 import os
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, overload
 
-from lmzip.api import LmzCompressor, ModelName, open_codecs
+from lmzip.api import LmzCompressor, ModelName, as_bytes, open_codecs
 from lmzip.codec import DEFAULT_MEMORY_LIMIT, Codecs
 from lmzip.errors import TruncatedError
 from lmzip.frames import READ_SIZE, FrameTask, codec_of, decode_all, decode_frame, read_tasks
@@ -23,6 +24,40 @@ if TYPE_CHECKING:
 FileName = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
+Binary = Literal["r", "rb", "w", "wb", "x", "xb", "a", "ab"]
+Text = Literal["rt", "wt", "xt", "at"]
+
+
+@overload
+def open(
+    filename: FileName | BinaryIO,
+    mode: Binary = "rb",
+    *,
+    encoding: None = None,
+    errors: None = None,
+    newline: None = None,
+    **options: Any,
+) -> "LmzFile": ...
+@overload
+def open(
+    filename: FileName | BinaryIO,
+    mode: Text,
+    *,
+    encoding: str | None = None,
+    errors: str | None = None,
+    newline: str | None = None,
+    **options: Any,
+) -> io.TextIOWrapper: ...
+@overload
+def open(
+    filename: FileName | BinaryIO,
+    mode: str,
+    *,
+    encoding: str | None = None,
+    errors: str | None = None,
+    newline: str | None = None,
+    **options: Any,
+) -> "LmzFile | io.TextIOWrapper": ...
 def open(
     filename: FileName | BinaryIO,
     mode: str = "rb",
@@ -57,25 +92,26 @@ class LmzFile(io.BufferedIOBase):
     """
 
     def __init__(self, filename: FileName | BinaryIO, mode: str = "r", **options: Any) -> None:
+        self._lock = threading.Lock()  # what is compressed is written in the same order
+        self._owned = False
+        self._reader: io.BufferedReader | None = None
+        self._compressor: LmzCompressor | None = None
+        self._position = 0
         kind = mode.replace("b", "")
         if kind not in ("r", "w", "x", "a") or mode.count("b") > 1:
             raise ValueError(f"mode must be r, w, x or a, got {mode!r}")
         self.mode = "rb" if kind == "r" else "wb"
-        self._lock = threading.Lock()  # what is compressed is written in the same order
-        self._reader: io.BufferedReader | None = None
-        self._compressor: LmzCompressor | None = None
-        self._position = 0
-        if kind == "r":
-            decoding = _Decoding(**options)
-        else:
-            self._compressor = LmzCompressor(**options)
-        self._owned = isinstance(filename, str | bytes | os.PathLike)
+        # Options are checked before a file is made or changed.
+        coding = _Decoding(**options) if kind == "r" else LmzCompressor(**options)
         if isinstance(filename, str | bytes | os.PathLike):
             self._file = _open_binary(filename, kind)
+            self._owned = True
         else:
             self._file = filename
-        if kind == "r":
-            self._reader = io.BufferedReader(_FrameReader(self._file, decoding), READ_SIZE)
+        if isinstance(coding, LmzCompressor):
+            self._compressor = coding
+        else:
+            self._reader = io.BufferedReader(_FrameReader(self._file, coding), READ_SIZE)
 
     @property
     def name(self) -> Any:
@@ -92,7 +128,7 @@ class LmzFile(io.BufferedIOBase):
             if self._reader is not None:
                 self._reader.close()
             elif self._compressor is not None:
-                self._file.write(self._compressor.flush())
+                _write_all(self._file, self._compressor.flush())
         finally:
             try:
                 if self._owned:
@@ -146,12 +182,12 @@ class LmzFile(io.BufferedIOBase):
 
     def write(self, data: Any) -> int:
         """Take raw bytes; return how many. Compressed ones follow frame by frame."""
-        view = memoryview(data).cast("B")
+        view = as_bytes(data)
         with self._lock:
             self._check_not_closed()
             if self._compressor is None:
                 raise io.UnsupportedOperation("the file is open for reading")
-            self._file.write(self._compressor.compress(view))
+            _write_all(self._file, self._compressor.compress(view))
             self._position += len(view)
         return len(view)
 
@@ -295,6 +331,23 @@ class _FrameReader(io.RawIOBase):
 def _pieces(file: BinaryIO) -> Iterator[bytes]:
     while piece := file.read(READ_SIZE):
         yield piece
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    """Write on where a raw file object takes a part. BlockingIOError if it takes nothing."""
+    if not isinstance(file, io.RawIOBase):
+        file.write(data)
+        return
+    left = memoryview(data)
+    while left:
+        written = file.write(left)
+        if not written:
+            raise BlockingIOError(
+                errno.EAGAIN,
+                f"the raw file object takes no more, {len(left)} bytes are not written: give one "
+                "that blocks",
+            )
+        left = left[written:]
 
 
 def _open_binary(filename: FileName, kind: str) -> BinaryIO:

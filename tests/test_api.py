@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import struct
 import threading
 import time
 import zlib
@@ -159,6 +160,14 @@ def test_both_code_text_that_repeats_and_the_smaller_one_is_taken():
     methods = [each.method for each in frames.choose_codecs(raw, codecs)]
     assert methods == [container.METHOD_NETWORK_MIXER, container.METHOD_MIXER]
     assert len(frames.choose_codecs("\n".join(lines).encode() * 2, codecs)) == 1  # short
+
+
+def test_records_that_are_no_text_are_coded_with_a_mixer_alone():
+    """Whole frames are coded with both only where the trial leaves it open."""
+    rng = random.Random(5)
+    raw = b"".join(struct.pack("<IHBf", 7 * i, rng.randrange(500), 3, i / 2) for i in range(4000))
+    codecs = codec.Codecs().for_preset(codec.preset_named("default"))
+    assert [each.method for each in frames.choose_codecs(raw, codecs)] == [container.METHOD_MIXER]
 
 
 def test_long_dense_runs_become_frames_of_their_own():

@@ -325,6 +325,18 @@ def test_truncated_file_gives_what_there_is_and_then_its_error(path):
         file.seek(5000)
 
 
+def test_file_that_has_become_shorter_is_truncated_and_not_damaged(path):
+    """Behind the seek table, which was read from it when it was whole."""
+    frame = lmzip.inspect(path).frames[5]
+    source = io.BytesIO(path.read_bytes())
+    with lmzip.LmzFile(source, threads=1) as file:
+        assert file.seek(0, io.SEEK_END) == len(RAW)
+        source.truncate(frame.offset + frame.compressed_size - 1)
+        file.seek(frame.raw_offset)
+        with pytest.raises(lmzip.TruncatedError, match="inside frame 5"):
+            file.read(1)
+
+
 def test_damaged_frame_does_not_spoil_the_others(path):
     info = lmzip.inspect(path)
     data = bytearray(path.read_bytes())

@@ -386,6 +386,19 @@ def test_decompressor_holds_output_back_for_max_length():
     assert waiting.needs_input
 
 
+def test_subinterpreters_are_refused(run_python):
+    pytest.importorskip("_xxsubinterpreters")  # Python 3.12 or older
+    done = run_python(
+        """
+import _xxsubinterpreters
+import lmzip
+_xxsubinterpreters.run_string(_xxsubinterpreters.create(isolated=False), "import lmzip")
+""",
+        check=False,
+    )
+    assert "lmzip works in the main interpreter only" in done.stderr
+
+
 # ── Limits, order, memory ──
 
 

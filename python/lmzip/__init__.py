@@ -19,6 +19,20 @@ from lmzip.errors import (
     UnsupportedError,
 )
 
+
+def _refuse_subinterpreters() -> None:
+    """There the extension module would wait for ever for a lock that its own thread holds."""
+    for name in ("_interpreters", "_xxsubinterpreters"):  # since Python 3.13; before
+        try:
+            interpreters: Any = import_module(name)
+        except ImportError:
+            continue
+        if interpreters.get_current() != interpreters.get_main():
+            raise ImportError("lmzip works in the main interpreter only: use threads or processes")
+
+
+_refuse_subinterpreters()
+
 if TYPE_CHECKING:
     from lmzip.api import FileInfo as FileInfo
     from lmzip.api import FrameInfo as FrameInfo

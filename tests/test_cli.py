@@ -445,6 +445,43 @@ def test_file_called_like_a_command_is_reached_by_a_path(run):
     assert run(*FAST, "-f", "--", "list").status == 0
 
 
+def test_nothing_behind_two_dashes_is_an_option(run, tmp_path):
+    behind = ["--rm", "-k", "-x", "list", "--", "--predictor=torch:os:system:touch pwned"]
+    for name in behind:
+        Path(name).write_bytes(RAW)
+    assert run(*FAST, "-q", "--", *behind) == Result(0, b"", "")
+    assert names(tmp_path) == sorted([*behind, *(f"{name}.lmz" for name in behind)])
+    for name in behind:
+        Path(name).unlink()
+    assert run("-dq", "--rm", "./--.lmz", "--", *(f"{name}.lmz" for name in behind if name != "--"))
+    assert names(tmp_path) == sorted(behind)
+
+
+@pytest.mark.usefixtures("source")
+def test_two_dashes_are_no_value_of_an_option(run, tmp_path):
+    result = run(*FAST, "-o", "--", "a.txt")
+    assert result.status == 2
+    assert "-o/--output: expected one argument" in result.err
+    assert names(tmp_path) == ["a.txt"]
+    assert run(*FAST, "-o", "./--", "a.txt").status == 0
+    assert names(tmp_path) == ["--", "a.txt"]
+
+
+@pytest.mark.parametrize("word", ["eval", "train"])
+def test_nothing_behind_two_dashes_is_an_option_of_a_tool(run, tmp_path, word):
+    pytest.importorskip("torch")
+    arguments = ["-o", "out"] if word == "train" else ["--compressors", "gzip"]
+    result = run(word, *arguments, "--", "--results=pwned", "--name")
+    assert result.status == 1
+    assert "No such file or directory" in result.err
+    assert names(tmp_path) == []
+
+
+def test_nothing_behind_two_dashes_is_an_option_of_models(run):
+    result = run("models", "verify", "--", "--sha256=12345678")
+    assert "lmzip: --sha256=12345678: no model is called" in result.err
+
+
 def test_longest_name_that_a_file_can_have(run):
     name = "ü" * 125 + ".lmz"  # 254 bytes
     assert run(*FAST, "-o", name, stdin=RAW).status == 0
@@ -491,7 +528,14 @@ def test_defaults_come_before_the_command_line(run, monkeypatch):
     assert run("-d", "-c", "a.txt.lmz").out == RAW
 
 
-@pytest.mark.parametrize(("text", "message"), [("a.txt", "options only"), ("'", "No closing")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.txt", "options only"),
+        ("-- --rm", "options only, not '--rm'"),
+        ("'", "No closing"),
+    ],
+)
 @pytest.mark.usefixtures("source")
 def test_defaults_that_make_no_sense_are_refused(run, monkeypatch, text, message):
     monkeypatch.setenv("LMZIP_DEFAULTS", text)

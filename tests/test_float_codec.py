@@ -502,10 +502,12 @@ def test_symbols_that_are_never_coded_are_not_drawn() -> None:
         ("torch:a", "names no predictor"),
         ("torch::b", "names no predictor"),
         ("torch:no_such_module:b", "cannot be loaded: ModuleNotFoundError"),
-        ("torch:json:no_such_factory", "cannot be loaded: AttributeError"),
-        ("torch:json:dumps", "cannot be loaded: TypeError"),
-        ("torch:json:dumps:x", "got str"),
-        ("torch:json:loads:{", "cannot be loaded: JSONDecodeError"),
+        ("torch:numpy:no_such_factory", "cannot be loaded: AttributeError"),
+        ("torch:numpy:prod", "cannot be loaded: TypeError"),
+        ("torch:numpy:str_:x", "got str"),
+        ("torch:numpy:int64:{", "cannot be loaded: ValueError"),
+        ("torch:os:getcwd", "'os' is a module of Python itself"),
+        ("torch:os.path:basename:x", "'os.path' is a module of Python itself"),
     ],
 )
 def test_predictor_that_cannot_be_had_is_named(spec: str, match: str) -> None:

@@ -107,7 +107,7 @@ def _files(arguments: list[str], program: str) -> int:
     _read_defaults(parser, options)
     if arguments and arguments[0] in WORDS:
         options.mode = arguments.pop(0)
-    parser.parse_intermixed_args(arguments, options)
+    _parse(parser, arguments, options)
     if options.version:
         print(f"lmzip {__version__}")
         if options.verbose:
@@ -130,12 +130,25 @@ def _read_defaults(parser: argparse.ArgumentParser, options: argparse.Namespace)
     if not text.strip():
         return
     try:
-        parser.parse_intermixed_args(shlex.split(text), options)
+        _parse(parser, shlex.split(text), options)
     except ValueError as error:
         raise UsageError(f"{DEFAULTS_VARIABLE}={text!r}: {error}") from None
     if options.files:
         raise UsageError(f"{DEFAULTS_VARIABLE} may hold options only, not {options.files[0]!r}")
     del options.files
+
+
+def _parse(
+    parser: argparse.ArgumentParser, arguments: list[str], options: argparse.Namespace
+) -> None:
+    """Options and files in any order; what stands behind the first "--" is files only.
+
+    argparse sees nothing of that: its second pass would read options there. So "--" is never the
+    value of an option: -o -- is refused, -o ./-- is a file.
+    """
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    parser.parse_intermixed_args(arguments[:end], options)
+    options.files = [*options.files, *arguments[end + 1 :]]
 
 
 def _check(options: argparse.Namespace) -> None:

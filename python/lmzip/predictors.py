@@ -17,6 +17,7 @@ import importlib
 import inspect
 import json
 import platform
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -243,7 +244,8 @@ def transformers(argument: str) -> CausalLM:
 def load(spec: str) -> Predictor:
     """The predictor "torch:MODULE:FACTORY[:ARGUMENT]": FACTORY([ARGUMENT]) of a Python module.
 
-    FACTORY returns a Predictor, or a torch.nn.Module for ByteModule.  Raises LmzipError.
+    FACTORY returns a Predictor, or a torch.nn.Module for ByteModule.  Raises LmzipError; modules
+    of Python itself make no predictor, and what they do instead (os:system) is not called.
     """
     kind, _, rest = spec.partition(":")
     module_name, _, rest = rest.partition(":")
@@ -252,6 +254,11 @@ def load(spec: str) -> Predictor:
         raise LmzipError(
             f"{spec!r} names no predictor; expected torch:MODULE:FACTORY or "
             "torch:MODULE:FACTORY:ARGUMENT"
+        )
+    if module_name.partition(".")[0] in sys.stdlib_module_names:
+        raise LmzipError(
+            f"{spec!r} names no predictor: {module_name!r} is a module of Python itself; "
+            "expected one that has a factory of predictors"
         )
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)

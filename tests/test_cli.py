@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -33,7 +34,10 @@ class Stream(io.TextIOWrapper):
     """A standard stream over bytes."""
 
     def __init__(self, data=b""):
-        super().__init__(io.BytesIO(data), encoding="utf-8", write_through=True)
+        self.start(io.BytesIO(data))
+
+    def start(self, binary):
+        super().__init__(binary, encoding="utf-8", write_through=True)
 
     def bytes(self):
         self.flush()
@@ -655,6 +659,105 @@ def test_real_pipe_round_trip():
     raw = subprocess.run([*COMMAND, "-d"], input=packed.stdout, capture_output=True, check=True)
     assert raw.stdout == RAW
     assert raw.stderr == b""
+
+
+def test_pipe_that_does_not_block_is_waited_for(tmp_path):
+    packed = lmzip.compress(RAW, preset="order0", frame_size=4096)
+    for arguments, data, expected in ((FAST, RAW, packed), (["-d"], packed, RAW)):
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        with (
+            Path(tmp_path, "out").open("wb") as out,
+            subprocess.Popen([*COMMAND, *arguments], stdin=reader, stdout=out) as process,
+        ):
+            while not os.get_blocking(reader) and process.poll() is None:
+                pass  # it has to find the pipe empty
+            with os.fdopen(writer, "wb") as file:
+                file.write(data)
+            os.close(reader)
+        assert process.returncode == 0
+        assert Path(tmp_path, "out").read_bytes() == expected
+
+
+class NothingYet(io.BytesIO):
+    """Standard input that does not block, when nothing has come yet."""
+
+    def read(self, _=-1):
+        return None
+
+    def read1(self, _=-1):
+        return b""
+
+
+@pytest.mark.parametrize("arguments", [["-z"], ["-d"], ["-t"]])
+def test_nothing_yet_is_not_the_end(run, monkeypatch, arguments):
+    monkeypatch.setattr(Stream, "__init__", lambda self, _=b"": self.start(NothingYet()))
+    result = run(*arguments)
+    assert (result.status, result.out) == (1, b"")
+    assert "nothing is there yet" in result.err
+
+
+def limited(arguments, cwd, size, **env):
+    """Run with a limit on the size of files, and standard output to a file: like a full disk."""
+    with Path(cwd, "out").open("wb") as out:
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            check=False,
+            cwd=cwd,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **env},
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+        )
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.usefixtures("source")
+def test_output_that_is_written_in_part_is_an_error(tmp_path, unbuffered):
+    for arguments in ([*FAST, "-c", "a.txt"], ["-dc", "a.txt.lmz"]):
+        done = limited(arguments, tmp_path, 100, PYTHONUNBUFFERED=unbuffered)
+        assert done.returncode == 1
+        assert done.stderr == f"lmzip: {arguments[-1]}: File too large\n"
+        (tmp_path / "a.txt.lmz").write_bytes(lmzip.compress(RAW, preset="order0"))
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["-l", "a.txt.lmz"], ["models"]])
+@pytest.mark.usefixtures("packed")
+def test_list_that_cannot_be_written_is_an_error(tmp_path, arguments):
+    done = limited(arguments, tmp_path, 0)
+    assert done.returncode == 1
+    assert done.stderr.endswith(": File too large\n")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.usefixtures("source", "packed")
+@pytest.mark.parametrize(
+    ("closed", "arguments", "status", "message"),
+    [
+        ("<&-", ["a.txt", "-f"], 0, "a.txt.lmz)"),
+        ("<&-", [], 1, "lmzip: (stdin): Bad file descriptor"),
+        (">&-", ["a.txt", "-f"], 0, "a.txt.lmz)"),
+        (">&-", ["-c", "a.txt"], 1, "lmzip: a.txt: Bad file descriptor"),
+        (">&-", ["--version"], 1, "lmzip: standard output: Bad file descriptor"),
+        ("2>&-", ["a.txt", "-f"], 0, ""),
+        ("2>&- >out", ["-qc", "missing", "a.txt", "missing"], 1, ""),
+        ("<&- >&- 2>&-", ["a.txt", "-f"], 0, ""),
+    ],
+)
+def test_closed_streams_are_not_mistaken_for_files(tmp_path, closed, arguments, status, message):
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" "$@" {closed}', *COMMAND, *FAST, *arguments],
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status
+    assert done.stderr.count("\n") == bool(message)
+    assert message in done.stderr
+    packed = Path(tmp_path, "out" if "out" in closed else "a.txt.lmz").read_bytes()
+    assert lmzip.decompress(packed) == RAW
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -59,6 +59,11 @@ def main(argv: list[str] | None = None, program: str = "lmzip") -> int:
     except UsageError as error:
         print(f"lmzip: {error}; see lmzip --help", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # of print: files have their names in front
+        print(f"lmzip: standard output: {error.strerror}", file=sys.stderr)
+        return 1
     except SystemExit as stop:  # argparse has said what there was to say
         return stop.code if isinstance(stop.code, int) else 2
 
@@ -69,17 +74,52 @@ def entry() -> NoReturn:
     A signal unwinds the stack, which removes temporary files; then the process dies of it, so
     that the caller sees the truth and no thread is waited for.
     """
+    _ready_streams()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _interrupt)
     try:
-        status = main(program=Path(sys.argv[0]).stem)
-        sys.stdout.flush()
+        status = _flush_stdout(main(program=Path(sys.argv[0]).stem))
     except _Interrupted as stop:
         _die_of(stop.number)
     except BrokenPipeError:
         _die_of(signal.SIGPIPE)
     sys.exit(status)
+
+
+def _ready_streams() -> None:
+    """Standard streams that lose nothing.
+
+    The mode of a descriptor is inherited: one that does not block would look like the end of the
+    input. The number of a closed one would go to the next file that is opened, and messages into
+    that file; so /dev/null takes it, opened the wrong way round for standard input and output:
+    their use is an error. What Python writes to without a buffer may be written in part only.
+    """
+    for number, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.set_blocking(number, True)
+        except OSError:
+            os.open(os.devnull, flags)  # takes the lowest number that is free
+    encoding = getattr(sys.stdout, "encoding", None)
+    sys.stdout = os.fdopen(1, "w", 1, encoding, "backslashreplace", closefd=False)
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(0, closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", 1, closefd=False)
+
+
+def _flush_stdout(status: int) -> int:
+    """The exit status, which is 1 if standard output cannot be written."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if not status:
+            print(f"lmzip: standard output: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more
+        return status or 1
+    return status
 
 
 class _Interrupted(BaseException):

@@ -228,7 +228,7 @@ def _compress(name: str, options: Namespace) -> None:
             _sink(target, options, before) as sink,
         ):
             raw = out = 0
-            while piece := source.read(READ_SIZE):
+            for piece in _pieces(source, source.read):
                 raw += len(piece)
                 out += sink.write(compressor.compress(piece))
                 progress.update(compressor.raw_done, compressor.raw_done, out)
@@ -402,13 +402,21 @@ def _sink(
             yield file
 
 
+def _pieces(source: BinaryIO, read: Callable[[int], bytes | None]) -> Iterator[bytes]:
+    """All that a source holds. Its end is b""; None, and b"" of read1, may mean "nothing yet"."""
+    while piece := read(READ_SIZE) or source.read(1):
+        yield piece
+    if piece is None:
+        raise SkipError("nothing is there yet, and O_NONBLOCK says not to wait: read through cat")
+
+
 @contextlib.contextmanager
 def _mapped(source: BinaryIO) -> Iterator[bytes | mmap]:
     """The whole of an input as a buffer. A pipe goes through a temporary file."""
     with contextlib.ExitStack() as stack:
         if not source.seekable():
             spool = stack.enter_context(tempfile.TemporaryFile())
-            while piece := source.read(READ_SIZE):
+            for piece in _pieces(source, source.read):
                 spool.write(piece)
             spool.flush()
             source = cast(BinaryIO, spool)
@@ -430,7 +438,7 @@ class _Counter:
     def tasks(
         self, codecs: Codecs, on_stream: Callable[[StreamHeader], None] = lambda _: None
     ) -> Iterator[FrameTask]:
-        for task in read_tasks(self._pieces(), codecs, on_stream):
+        for task in read_tasks(self._counted(), codecs, on_stream):
             self._ahead.append(task.header.head_size + task.header.payload_size)
             yield task
 
@@ -439,9 +447,9 @@ class _Counter:
         self.done_size += self._ahead.popleft()
         return self.done_size
 
-    def _pieces(self) -> Iterator[bytes]:
+    def _counted(self) -> Iterator[bytes]:
         read = getattr(self._source, "read1", self._source.read)  # a pipe: what there is
-        while piece := read(READ_SIZE):
+        for piece in _pieces(self._source, read):
             self.size += len(piece)
             yield piece
 

@@ -301,6 +301,65 @@ def test_source_that_changes_meanwhile_is_not_trusted(run, source, tmp_path, mon
     assert names(tmp_path) == ["a.txt"]
 
 
+def test_source_rewritten_in_its_old_length_is_not_trusted(run, source, tmp_path, monkeypatch):
+    def flush_pieces(self):
+        source.write_bytes(RAW[::-1])
+        os.utime(source, ns=(5, 5))
+        return original(self)
+
+    original = lmzip.LmzCompressor.flush_pieces
+    monkeypatch.setattr(lmzip.LmzCompressor, "flush_pieces", flush_pieces)
+    result = run(*FAST, "--rm", "a.txt")
+    assert result.status == 1
+    assert "changed while it was compressed" in result.err
+    assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        (lambda path: path.with_name("other").rename(path), "was replaced meanwhile"),
+        (lambda path: os.utime(path, ns=(5, 5)), "has changed meanwhile"),
+        (lambda path: os.truncate(path, 5), "has changed meanwhile"),
+    ],
+)
+def test_source_is_not_removed_if_it_is_another_by_then(
+    run, source, tmp_path, monkeypatch, event, message
+):
+    def fsync(handle):  # of the folder comes last, when the output has its name
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            event(source)
+
+    (tmp_path / "other").write_bytes(RAW)
+    os.utime(tmp_path / "other", ns=(source.stat().st_mtime_ns,) * 2)
+    monkeypatch.setattr(output.os, "fsync", fsync)
+    result = run(*FAST, "--rm", "a.txt")
+    assert result.status == 1
+    assert f"{message}: the output is written, the source is kept" in result.err
+    assert source.exists()
+    assert lmzip.decompress((tmp_path / "a.txt.lmz").read_bytes()) == RAW
+
+
+@pytest.mark.parametrize("target", ["/dev/null", "/dev/fd/2", "link"])
+def test_rm_needs_an_output_that_stays(run, source, target):
+    Path("link").symlink_to("/dev/stdout")
+    result = run(*FAST, "--rm", "-f", "-o", target, "a.txt")
+    assert result.status == 1
+    assert f"--rm needs an output file, and {target} is none" in result.err
+    assert source.read_bytes() == RAW
+
+
+def test_stored_name_never_replaces_the_source(run, tmp_path):
+    packed = lmzip.LmzCompressor(preset="order0", name="s.lmz")
+    data = packed.compress(RAW) + packed.flush()
+    Path("s.lmz").write_bytes(data)
+    result = run("-dNf", "s.lmz")
+    assert result.status == 1
+    assert "would replace the input" in result.err
+    assert Path("s.lmz").read_bytes() == data
+    assert names(tmp_path) == ["s.lmz"]
+
+
 # ── Refusals ──
 
 
@@ -720,6 +779,21 @@ def test_output_that_is_written_in_part_is_an_error(tmp_path, unbuffered):
         assert done.returncode == 1
         assert done.stderr == f"lmzip: {arguments[-1]}: File too large\n"
         (tmp_path / "a.txt.lmz").write_bytes(lmzip.compress(RAW, preset="order0"))
+
+
+@pytest.mark.parametrize("target", ["/dev/fd/1", "/proc/self/fd/1", "link"])
+@pytest.mark.usefixtures("source")
+def test_descriptor_as_output_is_written_to_and_not_replaced(tmp_path, target):
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    out = tmp_path / "out"
+    out.write_bytes(b"before ")
+    with out.open("ab") as file:
+        subprocess.run(
+            [*COMMAND, *FAST, "-f", "-o", target, "a.txt"], cwd=tmp_path, stdout=file, check=True
+        )
+    assert lmzip.decompress(out.read_bytes().removeprefix(b"before ")) == RAW
+    assert (tmp_path / "link").is_symlink()
+    assert Path("/dev/stdout").is_symlink()
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["-l", "a.txt.lmz"], ["models"]])

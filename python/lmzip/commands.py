@@ -24,7 +24,7 @@ from lmzip.codec import DEFAULT_MEMORY_LIMIT, Codecs, method_names, preset_named
 from lmzip.container import MAX_TOTAL, StreamHeader, is_safe_name, printable
 from lmzip.errors import LmzipError
 from lmzip.frames import READ_SIZE, FrameTask, decode_all, read_tasks
-from lmzip.output import AtomicFile
+from lmzip.output import AtomicFile, descriptor
 from lmzip.progress import Progress, human_size
 from lmzip.salvage import Piece, salvage
 
@@ -245,12 +245,8 @@ def _decompress(name: str, options: Namespace) -> None:
         codecs = _codecs(options, before)
         counter = _Counter(source)
         tasks = counter.tasks(codecs, headers.append)
-        if options.name and not options.output and not options.stdout and name != "-":
-            stored = next(iter(inspect(source).streams)).name
-            source.seek(0)
-            target: Path | None = Path(name).parent / stored if stored else _strip(Path(name))
-        else:
-            target = _target(name, options, _strip)
+        wants_name = options.name and not options.output and not options.stdout and name != "-"
+        target = _target(name, options, _stored_rename(source) if wants_name else _strip)
         with (
             Progress(_shown(name), _size_of(before), wanted=_wants_progress(options)) as progress,
             _sink(target, options, before) as sink,
@@ -384,6 +380,18 @@ def _strip(path: Path) -> Path:
     raise SkipError(f"the name does not end in {SUFFIX}: say with -o or -c where to write")
 
 
+def _stored_rename(source: BinaryIO) -> Callable[[Path], Path]:
+    """To the name that is stored in the file, if there is one."""
+    stored = next(iter(inspect(source).streams)).name
+    source.seek(0)
+    return (lambda path: path.with_name(stored)) if stored else _strip
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is a device, a pipe or a socket."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 @contextlib.contextmanager
 def _sink(
     target: Path | None, options: Namespace, like: os.stat_result | None
@@ -394,8 +402,11 @@ def _sink(
             raise SkipError("compressed data is not written to a terminal; -f forces it")
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
-    elif target.exists() and not target.is_file() and not target.is_dir():  # a device or a pipe
-        with target.open("wb") as file:
+    elif (number := descriptor(target)) is not None or _is_special(target):
+        if options.rm:
+            raise SkipError(f"--rm needs an output file, and {target} is none: the source is kept")
+        place: Path | int = target if number is None else number
+        with open(place, "wb", closefd=number is None) as file:
             yield file
     else:
         with AtomicFile(target, overwrite=options.force, like=like) as file:
@@ -485,11 +496,12 @@ def _stored_name(name: str, found: os.stat_result | None, options: Namespace) ->
 
 def _check_unchanged(source: BinaryIO, before: os.stat_result | None) -> None:
     """A file that changed while it was read may have been stored half old, half new."""
-    if before is None:
-        return
-    after = os.fstat(source.fileno())
-    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+    if before is not None and _has_changed(before, os.fstat(source.fileno())):
         raise SkipError("the file changed while it was compressed: nothing is written; try again")
+
+
+def _has_changed(before: os.stat_result, after: os.stat_result) -> bool:
+    return (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns)
 
 
 def _finish(
@@ -501,8 +513,11 @@ def _finish(
     before: os.stat_result | None,
 ) -> None:
     if options.rm and name != "-" and before is not None and target is not None:
-        if not os.path.samestat(Path(name).stat(), before):
+        after = Path(name).stat()
+        if not os.path.samestat(after, before):
             raise SkipError("was replaced meanwhile: the output is written, the source is kept")
+        if _has_changed(before, after):
+            raise SkipError("has changed meanwhile: the output is written, the source is kept")
         Path(name).unlink()
     if options.quiet or (target is None and not options.verbose):
         return

@@ -71,6 +71,21 @@ class AtomicFile:
             self._temporary.rename(self.path)
 
 
+def descriptor(path: Path) -> int | None:
+    """The descriptor of this process that /dev/stdout, /dev/fd/3 or a link to them stands for.
+
+    Whatever file it is open on, that file is the caller's: it is written to, never replaced.
+    """
+    for _ in range(40):  # as many links as Linux follows
+        folder = os.path.realpath(path.parent)
+        if folder in ("/dev/fd", f"/proc/{os.getpid()}/fd") and path.name.isdecimal():
+            return int(path.name)
+        if not path.is_symlink():
+            return None
+        path = folder / path.readlink()
+    return None
+
+
 def _carry_over(handle: int, like: os.stat_result | None) -> None:
     if like is None:
         mask = os.umask(0)

@@ -856,6 +856,38 @@ def test_signal_leaves_nothing_behind(number, tmp_path):
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("place", ["removal", "end"])
+def test_second_signal_does_not_disturb_the_first(run_python, tmp_path, place):
+    script = f"""
+import os, signal, sys
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_DFL)
+from lmzip import cli, commands, output
+class Path(type(output.Path())):
+    def unlink(self, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        super().unlink(**kwargs)
+def interrupted(source, before):
+    os.kill(os.getpid(), signal.SIGINT)
+if {place == "removal"}:
+    output.Path, commands._check_unchanged = Path, interrupted
+else:
+    import atexit
+    atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+sys.argv = ["lmzip", "-q", "--preset", "order0", {str(tmp_path / "a.txt")!r}]
+cli.entry()
+"""
+    (tmp_path / "a.txt").write_bytes(RAW)
+    done = run_python(script, check=False)
+    assert done.stderr == ""
+    if place == "removal":
+        assert done.returncode == -signal.SIGINT
+        assert names(tmp_path) == ["a.txt"]
+    else:
+        assert done.returncode == 0
+        assert names(tmp_path) == ["a.txt", "a.txt.lmz"]
+
+
 def test_reader_that_leaves_ends_the_command_quietly(tmp_path):
     path, raw = tmp_path / "big.lmz", os.urandom(3_000_000)
     path.write_bytes(lmzip.compress(raw, preset="order0", frame_size=1 << 18))

@@ -24,6 +24,7 @@ TOOLS = {
     "eval": ("lmzip.evaluate", "Measure compressors on the same data, decoding everything again."),
     "generate": ("lmzip.generate", "Let a compressor or a model go on with a text."),
 }
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 DEFAULTS_VARIABLE = "LMZIP_DEFAULTS"
 
 DESCRIPTION = """\
@@ -75,11 +76,14 @@ def entry() -> NoReturn:
     that the caller sees the truth and no thread is waited for.
     """
     _ready_streams()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _interrupt)
     try:
-        status = _flush_stdout(main(program=Path(sys.argv[0]).stem))
+        try:
+            status = _flush_stdout(main(program=Path(sys.argv[0]).stem))
+        finally:
+            _ignore_signals()  # what is left is the end of the process
     except _Interrupted as stop:
         _die_of(stop.number)
     except BrokenPipeError:
@@ -128,8 +132,13 @@ class _Interrupted(BaseException):
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    signal.signal(number, signal.SIG_IGN)  # once is enough: let the cleaning up finish
+    _ignore_signals()  # one is enough: let the cleaning up finish
     raise _Interrupted(number)
+
+
+def _ignore_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _die_of(number: int) -> NoReturn:

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import termios
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -579,6 +580,32 @@ def test_recursion_takes_what_the_mode_can_use(run, tmp_path):
     assert names(tmp_path / "d" / "e") == ["two"]
 
 
+def test_pipes_and_devices_are_not_read_unasked(run, tmp_path):
+    (tmp_path / "d").mkdir()
+    os.mkfifo("d/pipe")
+    os.mkfifo("d/pipe.lmz")
+    Path("null").symlink_to("/dev/null")
+    for arguments in (["-r", "d"], ["-dr", "d"], ["-tr", "d"], ["-lr", "d"]):
+        assert run(*arguments) == Result(0, b"", "")
+    for arguments in (["d/pipe"], ["-d", "d/pipe.lmz"], ["-l", "d/pipe"], ["null"]):
+        result = run(*arguments)
+        assert result.status == 1
+        assert result.err.startswith(f"lmzip: {arguments[-1]}: is no regular file")
+    assert names(tmp_path / "d") == ["pipe", "pipe.lmz"]
+
+
+@pytest.mark.parametrize("how", [["-c"], ["-o", "out"], ["-f"]])
+def test_pipe_is_read_if_asked_for(run, tmp_path, how):
+    os.mkfifo("pipe")
+    writer = threading.Thread(target=Path("pipe").write_bytes, args=(RAW,))
+    writer.start()
+    result = run(*FAST, *how, "pipe")
+    writer.join()
+    written = {"-o": "out", "-f": "pipe.lmz"}.get(how[0])
+    assert lmzip.decompress(Path(written).read_bytes() if written else result.out) == RAW
+    assert (tmp_path / "pipe").is_fifo()
+
+
 # ── Defaults from the environment ──
 
 
@@ -692,6 +719,7 @@ def test_version_imports_neither_numpy_nor_torch(run_python):
     script = """
 import sys
 import termios
+import threading
 from lmzip.cli import main
 assert main(["--version"]) == 0
 print(sorted({"numpy", "torch", "lmzip._core", "lmzip.api"} & set(sys.modules)))
@@ -703,6 +731,7 @@ def test_cpu_path_needs_no_torch(run_python, tmp_path):
     script = f"""
 import sys
 import termios
+import threading
 sys.modules["torch"] = None  # an import would fail
 from lmzip.cli import main
 path = {str(tmp_path / "a")!r}

@@ -315,6 +315,8 @@ def _lost_place(piece: Piece) -> str:
 
 def _inspect(name: str) -> FileInfo:
     if name != "-":
+        if _is_special(Path(name)):
+            raise SkipError("is no regular file: it cannot be listed")
         return inspect(name)
     if not sys.stdin.seekable():
         raise SkipError("cannot list a pipe: give a file")
@@ -337,9 +339,17 @@ def _expand(options: Namespace) -> Iterator[str | OSError]:
             for file in sorted(files):
                 inner = Path(folder) / file
                 packed = inner.suffix in (SUFFIX, *SHORT_SUFFIXES)
-                if packed != (options.mode == "compress") and not inner.is_symlink():
+                if packed != (options.mode == "compress") and _may_be_regular(inner):
                     yield str(inner)
         yield from failed
+
+
+def _may_be_regular(path: Path) -> bool:
+    """A regular file and no link to one; or what cannot be asked: opening it will say why."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return True
 
 
 @contextlib.contextmanager
@@ -358,9 +368,17 @@ def _source(name: str, options: Namespace) -> Iterator[tuple[BinaryIO, os.stat_r
     plain = not (options.force or options.output or options.stdout)
     if options.mode == "compress" and plain and path.suffix in (SUFFIX, *SHORT_SUFFIXES):
         raise SkipError(f"has the suffix {path.suffix} already; -f compresses it again")
-    with path.open("rb") as file:
+    regular_only = plain and options.mode in ("compress", "decompress")
+    with open(path, "rb", opener=_open_at_once if regular_only else None) as file:
         found = os.fstat(file.fileno())
+        if regular_only and not stat.S_ISREG(found.st_mode):
+            raise SkipError("is no regular file; -c, -o or -f reads it")
         yield file, found if stat.S_ISREG(found.st_mode) else None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Also a pipe that has no writer yet; for regular files the flag means nothing."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _target(name: str, options: Namespace, rename: Callable[[Path], Path]) -> Path | None:

@@ -267,6 +267,34 @@ def test_permissions_and_times_are_carried_over(run, source, tmp_path):
         assert found.st_mtime_ns == 10**18 + 5
 
 
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EINVAL, errno.ENOSYS])
+@pytest.mark.parametrize(("mode", "narrowed"), [(0o664, 0o644), (0o670, 0o600), (0o753, 0o713)])
+def test_group_that_cannot_be_given_gets_what_others_have(
+    run, source, tmp_path, monkeypatch, number, mode, narrowed
+):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    source.chmod(mode)
+    monkeypatch.setattr(output.os, "fchown", refuse)
+    assert run(*FAST, "--rm", "a.txt").status == 0
+    assert stat.S_IMODE((tmp_path / "a.txt.lmz").stat().st_mode) == narrowed
+
+
+@pytest.mark.parametrize("stdin", [True, False])
+def test_permissions_and_times_that_cannot_be_given_are_done_without(
+    run, source, monkeypatch, stdin
+):
+    def refuse(*_, **__):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    for name in ("fchown", "fchmod", "utime"):
+        monkeypatch.setattr(output.os, name, refuse)
+    arguments = ["-"] if stdin else ["a.txt"]
+    assert run(*FAST, "-o", "out", *arguments, stdin=source.read_bytes()).status == 0
+    assert stat.S_IMODE(Path("out").stat().st_mode) == 0o600
+
+
 def test_output_from_a_pipe_has_ordinary_permissions(run):
     before = os.umask(0o027)
     try:

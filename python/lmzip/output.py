@@ -87,20 +87,28 @@ def descriptor(path: Path) -> int | None:
 
 
 def _carry_over(handle: int, like: os.stat_result | None) -> None:
+    """Permissions, owner and times as far as the system allows; it starts with 0600, its owner's.
+
+    What is refused is EPERM, or EINVAL for owners that a container has no number for, or whatever
+    a foreign file system answers.
+    """
     if like is None:
         mask = os.umask(0)
         os.umask(mask)
-        os.fchmod(handle, 0o666 & ~mask)
-        return
-    mode = stat.S_IMODE(like.st_mode) & 0o777
-    with contextlib.suppress(PermissionError):
-        os.fchown(handle, like.st_uid, -1)
-    try:
-        os.fchown(handle, -1, like.st_gid)
-    except PermissionError:  # another group must not gain what only "others" were denied
-        mode &= 0o707 | (mode & 0o007) << 3
-    os.fchmod(handle, mode)
-    os.utime(handle, ns=(like.st_atime_ns, like.st_mtime_ns))
+        mode = 0o666 & ~mask
+    else:
+        mode = stat.S_IMODE(like.st_mode) & 0o777
+        with contextlib.suppress(OSError):
+            os.fchown(handle, like.st_uid, -1)
+        try:
+            os.fchown(handle, -1, like.st_gid)
+        except OSError:  # another group must not gain what only "others" were denied
+            mode &= 0o707 | (mode & 0o007) << 3
+    with contextlib.suppress(OSError):
+        os.fchmod(handle, mode)
+    if like is not None:
+        with contextlib.suppress(OSError):
+            os.utime(handle, ns=(like.st_atime_ns, like.st_mtime_ns))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -531,6 +531,52 @@ def test_name_with_control_characters_is_shown_escaped(run):
     assert run("-d", "evil\x1b[2J.lmz").err.startswith("lmzip: evil\\u001b[2J.lmz: not an")
 
 
+@pytest.mark.usefixtures("source")
+def test_messages_are_one_line_whatever_is_in_them(run):
+    name = "a\x1b[2J\nb"
+    Path(name).write_bytes(RAW)
+    Path(f"{name}.lmz").write_bytes(b"precious")
+    shown = "a\\u001b[2J\\u000ab"
+    assert run(*FAST, name).err == (
+        f"lmzip: {shown}: {shown}.lmz exists already; -f overwrites it\n"
+    )
+    Path(f"{name}.safetensors").write_bytes(b"no model")
+    for arguments in (["--model", f"{name}.safetensors", "a.txt"], ["models", "info", f"./{name}"]):
+        err = run(*arguments).err
+        assert shown in err
+        assert err.count("\n") == 1
+        assert "\x1b" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "no\n.safetensors", "a.txt"], "a.txt: no\\u000a.safetensors: No such file"),
+        (["-o", "no/folder/out", "a.txt"], "a.txt: no/folder/out: No such file"),
+        (["-fo", "folder", "a.txt"], "a.txt: folder: Is a directory"),
+        (["./none"], "./none: No such file"),
+        (["eval", "none", "--compressors", "gzip"], "eval: none: No such file"),
+    ],
+)
+@pytest.mark.usefixtures("source")
+def test_the_file_that_is_missing_is_named(run, arguments, message, tmp_path):
+    (tmp_path / "folder").mkdir()
+    assert run(*arguments).err.startswith(f"lmzip: {message}")
+
+
+def test_default_model_that_is_missing_is_named(run, monkeypatch, source):
+    monkeypatch.setenv("LMZIP_MODEL", "none.safetensors")
+    assert run(source.name).err == "lmzip: a.txt: none.safetensors: No such file or directory\n"
+
+
+def test_time_that_cannot_be_stored_is_refused(run, source, tmp_path):
+    os.utime(source, (1e10, 1e10))  # the year 2286
+    result = run("-N", *FAST, "a.txt")
+    assert (result.status, result.err.count("\n")) == (1, 1)
+    assert "-N cannot store this modification time" in result.err
+    assert names(tmp_path) == ["a.txt"]
+
+
 def test_file_called_like_a_command_is_reached_by_a_path(run):
     Path("list").write_bytes(RAW)
     assert run(*FAST, "./list").status == 0
@@ -565,7 +611,7 @@ def test_nothing_behind_two_dashes_is_an_option_of_a_tool(run, tmp_path, word):
     arguments = ["-o", "out"] if word == "train" else ["--compressors", "gzip"]
     result = run(word, *arguments, "--", "--results=pwned", "--name")
     assert result.status == 1
-    assert "No such file or directory" in result.err
+    assert "--results=pwned: No such file or directory" in result.err
     assert names(tmp_path) == []
 
 
@@ -768,6 +814,63 @@ for arguments in ([path], ["-t", path + ".lmz"], ["-l", path + ".lmz"], ["-df", 
     assert main(arguments) == 0
 """
     run_python(script)
+
+
+@pytest.mark.parametrize("show", ["", "1"])
+def test_mistakes_of_ours_are_one_line_too(run_python, show):
+    script = """
+import sys
+from lmzip import cli, commands
+def mistake(_):
+    raise KeyError("a\\nb")
+commands.run = mistake
+sys.argv = ["lmzip", "x"]
+cli.entry()
+"""
+    done = run_python(script, check=False, LMZIP_TRACEBACK=show)
+    assert done.returncode == 1
+    assert ("Traceback" in done.stderr) == bool(show)
+    if not show:
+        assert done.stderr.startswith("lmzip: internal error, please report it with what LMZIP_TR")
+        assert done.stderr.endswith("KeyError('a\\nb')\n")
+
+
+def in_ascii(arguments, cwd):
+    """Run where neither file names nor output are UTF-8."""
+    env = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}
+    return subprocess.run(
+        [*COMMAND, *arguments], check=False, cwd=cwd, capture_output=True, env={**os.environ, **env}
+    )
+
+
+def test_names_that_the_locale_lacks(tmp_path):
+    packed = lmzip.LmzCompressor(preset="order0", name="ä.txt")
+    (tmp_path / "ü.lmz").write_bytes(packed.compress(RAW) + packed.flush())
+    listed = in_ascii(["-lv", "ü.lmz"], tmp_path)
+    assert (listed.returncode, listed.stderr) == (0, b"")
+    assert b"name '\\xe4.txt'" in listed.stdout
+    restored = in_ascii(["-dN", "ü.lmz"], tmp_path)
+    assert restored.returncode == 1
+    assert restored.stderr.count(b"\n") == 1
+    assert b"'\\xe4.txt' is no file name in ascii: use -o" in restored.stderr
+    assert names(tmp_path) == ["ü.lmz"]
+
+
+def test_no_home_is_one_line(run_python):
+    script = """
+import os, pwd, sys
+os.environ.pop("HOME", None)
+os.environ.pop("XDG_DATA_HOME", None)
+def no_entry(_):
+    raise KeyError
+pwd.getpwuid = no_entry
+from lmzip import cli
+sys.argv = ["lmzip", "models"]
+cli.entry()
+"""
+    done = run_python(script, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "lmzip: no home folder is known: set HOME or XDG_DATA_HOME\n"
 
 
 def test_real_pipe_round_trip():

@@ -26,6 +26,7 @@ TOOLS = {
 }
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 DEFAULTS_VARIABLE = "LMZIP_DEFAULTS"
+TRACEBACK_VARIABLE = "LMZIP_TRACEBACK"
 
 DESCRIPTION = """\
 Compress, decompress, test or list files.
@@ -65,6 +66,11 @@ def main(argv: list[str] | None = None, program: str = "lmzip") -> int:
     except OSError as error:  # of print: files have their names in front
         print(f"lmzip: standard output: {error.strerror}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # so says Path.expanduser, of models.store()
+            raise
+        print("lmzip: no home folder is known: set HOME or XDG_DATA_HOME", file=sys.stderr)
+        return 1
     except SystemExit as stop:  # argparse has said what there was to say
         return stop.code if isinstance(stop.code, int) else 2
 
@@ -88,6 +94,15 @@ def entry() -> NoReturn:
         _die_of(stop.number)
     except BrokenPipeError:
         _die_of(signal.SIGPIPE)
+    except Exception as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        print(
+            f"lmzip: internal error, please report it with what {TRACEBACK_VARIABLE}=1 shows: "
+            f"{error!r}",
+            file=sys.stderr,
+        )
+        status = 1
     sys.exit(status)
 
 

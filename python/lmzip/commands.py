@@ -51,7 +51,7 @@ def one_line_errors(name: str) -> Iterator[Outcome]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        _complain(name, error.strerror or str(error))
+        _complain(name, _reason(error, name))
         outcome.status = 1
     except (LmzipError, SkipError) as error:
         _complain(name, str(error))
@@ -59,6 +59,15 @@ def one_line_errors(name: str) -> Iterator[Outcome]:
     except MemoryError:
         _complain(name, "out of memory; try fewer threads (-T) or smaller frames (--frame-size)")
         outcome.status = 1
+
+
+def _reason(error: OSError, name: str) -> str:
+    """What the system says, with the file that it is said of unless that is `name`, as shown."""
+    reason = error.strerror or str(error)
+    file = error.filename2 or error.filename
+    if file is None or printable(str(file)) == str(Path(name)):
+        return reason
+    return f"{file}: {reason}"
 
 
 def run(options: Namespace) -> int:
@@ -122,7 +131,7 @@ def list_models(options: Namespace) -> int:
             _print_line(model, star="* " if model == chosen else "  ")
         if not found and not options.json:
             folders = ", ".join(str(folder) for folder in models.folders())
-            print(f"no models; looked in {folders}", file=sys.stderr)
+            print(f"no models; looked in {printable(folders)}", file=sys.stderr)
     return outcome.status
 
 
@@ -402,6 +411,12 @@ def _stored_rename(source: BinaryIO) -> Callable[[Path], Path]:
     """To the name that is stored in the file, if there is one."""
     stored = next(iter(inspect(source).streams)).name
     source.seek(0)
+    try:
+        os.fsencode(stored or "")
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding()
+        message = f"{stored!a} is no file name in {encoding}: use -o, or a UTF-8 locale"
+        raise SkipError(message) from None
     return (lambda path: path.with_name(stored)) if stored else _strip
 
 
@@ -509,6 +524,8 @@ def _stored_name(name: str, found: os.stat_result | None, options: Namespace) ->
         return {}
     if not is_safe_name(Path(name).name):
         raise SkipError("-N cannot store this name: it is no plain text")
+    if not -(1 << 63) <= found.st_mtime_ns < 1 << 63:
+        raise SkipError("-N cannot store this modification time: it has to lie in 1677 to 2262")
     return {"name": Path(name).name, "mtime_ns": found.st_mtime_ns}
 
 

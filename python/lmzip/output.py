@@ -28,9 +28,13 @@ class AtomicFile:
             raise FileExistsError(f"{path} exists already; -f overwrites it")
 
     def __enter__(self) -> BinaryIO:
-        handle, name = tempfile.mkstemp(
-            dir=self.path.parent, prefix=f".{self.path.name[:32]}.", suffix=".tmp"
-        )
+        try:
+            handle, name = tempfile.mkstemp(
+                dir=self.path.parent, prefix=f".{self.path.name[:32]}.", suffix=".tmp"
+            )
+        except OSError as error:
+            error.filename = os.fspath(self.path)  # the name that means something to the caller
+            raise
         self._temporary = Path(name)
         self.file: BinaryIO = os.fdopen(handle, "wb")
         return self.file

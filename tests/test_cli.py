@@ -600,6 +600,7 @@ def test_two_dashes_are_no_value_of_an_option(run, tmp_path):
     result = run(*FAST, "-o", "--", "a.txt")
     assert result.status == 2
     assert "-o/--output: expected one argument" in result.err
+    assert run(*FAST, "--output=--", "a.txt").status == 2
     assert names(tmp_path) == ["a.txt"]
     assert run(*FAST, "-o", "./--", "a.txt").status == 0
     assert names(tmp_path) == ["--", "a.txt"]

@@ -208,9 +208,11 @@ def _parse(
     """Options and files in any order; what stands behind the first "--" is files only.
 
     argparse sees nothing of that: its second pass would read options there. So "--" is never the
-    value of an option: -o -- is refused, -o ./-- is a file.
+    value of an option: -o -- is refused, -o ./-- is a file; --output=-- argparse would drop.
     """
     end = arguments.index("--") if "--" in arguments else len(arguments)
+    if any(argument.endswith("=--") for argument in arguments[:end]):
+        raise UsageError('"--" is never the value of an option; a file of that name is ./--')
     parser.parse_intermixed_args(arguments[:end], options)
     options.files = [*options.files, *arguments[end + 1 :]]
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 
 import lmzip
-from lmzip import cli, output
+from lmzip import cli, commands, output
 from lmzip.order0 import Order0Codec
 
 RAW = b"".join(b"entry %d: nothing to report\n" % i for i in range(900))  # 25,990 bytes
@@ -564,6 +564,14 @@ def test_the_file_that_is_missing_is_named(run, arguments, message, tmp_path):
     assert run(*arguments).err.startswith(f"lmzip: {message}")
 
 
+def test_folder_that_cannot_be_asked_for_is_named(run, monkeypatch):
+    def refuse(_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "a\nb")
+
+    monkeypatch.setattr(commands, "run", refuse)
+    assert run("a") == Result(1, b"", "lmzip: 'a\\nb': Permission denied\n")
+
+
 def test_default_model_that_is_missing_is_named(run, monkeypatch, source):
     monkeypatch.setenv("LMZIP_MODEL", "none.safetensors")
     assert run(source.name).err == "lmzip: a.txt: none.safetensors: No such file or directory\n"
@@ -601,6 +609,7 @@ def test_two_dashes_are_no_value_of_an_option(run, tmp_path):
     assert result.status == 2
     assert "-o/--output: expected one argument" in result.err
     assert run(*FAST, "--output=--", "a.txt").status == 2
+    assert run("a=--").err == "lmzip: a=--: No such file or directory\n"
     assert names(tmp_path) == ["a.txt"]
     assert run(*FAST, "-o", "./--", "a.txt").status == 0
     assert names(tmp_path) == ["--", "a.txt"]

@@ -63,8 +63,9 @@ def main(argv: list[str] | None = None, program: str = "lmzip") -> int:
         return 2
     except BrokenPipeError:
         raise
-    except OSError as error:  # of print: files have their names in front
-        print(f"lmzip: standard output: {error.strerror}", file=sys.stderr)
+    except OSError as error:  # without a file it is one of print
+        what = "standard output" if error.filename is None else repr(error.filename)
+        print(f"lmzip: {what}: {error.strerror or error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
         if "home directory" not in str(error):  # so says Path.expanduser, of models.store()
@@ -211,7 +212,7 @@ def _parse(
     value of an option: -o -- is refused, -o ./-- is a file; --output=-- argparse would drop.
     """
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    if any(argument.endswith("=--") for argument in arguments[:end]):
+    if any(argument[:1] == "-" and argument.endswith("=--") for argument in arguments[:end]):
         raise UsageError('"--" is never the value of an option; a file of that name is ./--')
     parser.parse_intermixed_args(arguments[:end], options)
     options.files = [*options.files, *arguments[end + 1 :]]

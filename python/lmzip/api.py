@@ -282,7 +282,7 @@ class LmzDecompressor:
         self._stream = StreamHeader()
         self._head: tuple[FrameHeader, FrameCodec | None] | None = None
         self._ready = memoryview(b"")
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
         self.eof = False
         self.needs_input = True
         self.unused_data = b""
@@ -310,8 +310,11 @@ class LmzDecompressor:
             try:
                 if not self._ready and not self._next_frame():
                     break
-            except BaseException as error:
+            except Exception as error:
                 self._failure = error
+                raise
+            except BaseException:  # KeyboardInterrupt, which nobody wants twice
+                self._failure = OSError("decompressing was interrupted: begin anew")
                 raise
             room = len(self._ready) if max_length < 0 else max_length - len(out)
             out += self._ready[:room]

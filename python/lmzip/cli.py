@@ -67,11 +67,6 @@ def main(argv: list[str] | None = None, program: str = "lmzip") -> int:
         what = "standard output" if error.filename is None else repr(error.filename)
         print(f"lmzip: {what}: {error.strerror or error}", file=sys.stderr)
         return 1
-    except RuntimeError as error:
-        if "home directory" not in str(error):  # so says Path.expanduser, of models.store()
-            raise
-        print("lmzip: no home folder is known: set HOME or XDG_DATA_HOME", file=sys.stderr)
-        return 1
     except SystemExit as stop:  # argparse has said what there was to say
         return stop.code if isinstance(stop.code, int) else 2
 

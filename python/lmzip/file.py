@@ -231,7 +231,7 @@ class _FrameReader(io.RawIOBase):
         self._can_seek = file.seekable() and file.tell() == 0
         self._table: SeekTable | None = None
         self._frames = decoding.run(read_tasks(_pieces(file), decoding.codecs))
-        self._failure: BaseException | None = None  # that has ended _frames
+        self._failure: Exception | None = None  # that has ended _frames
         self._chunk = b""  # the frame that holds _position, once read
         self._chunk_start = 0
         self._position = 0
@@ -264,8 +264,11 @@ class _FrameReader(io.RawIOBase):
             raise self._failure
         try:
             return next(self._frames, None)
-        except BaseException as error:
+        except Exception as error:
             self._failure = error
+            raise
+        except BaseException:  # KeyboardInterrupt, which nobody wants twice
+            self._failure = OSError("reading was interrupted: seek to go on")
             raise
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:

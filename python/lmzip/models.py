@@ -67,12 +67,18 @@ class ModelInfo:
 def folders() -> list[Path]:
     """The folders that are searched, in this order."""
     listed = os.environ.get("LMZIP_MODEL_PATH", "").split(os.pathsep)
-    return [BUNDLED, *(Path(name) for name in listed if name), store()]
+    found = [BUNDLED, *(Path(name) for name in listed if name)]
+    with contextlib.suppress(UnsupportedError):
+        found.append(store())
+    return found
 
 
 def store() -> Path:
-    """The folder of the user's own models."""
-    data_home = os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser()
+    """The folder of the user's own models. UnsupportedError if there is no home for it."""
+    try:
+        data_home = os.environ.get("XDG_DATA_HOME") or Path("~/.local/share").expanduser()
+    except RuntimeError:
+        raise UnsupportedError("no home folder is known: set HOME or XDG_DATA_HOME") from None
     return Path(data_home) / "lmzip" / "models"
 
 
@@ -148,7 +154,7 @@ def _cure(ref: ModelRef) -> str:
     if name:
         return "install that release, or name its model file with --model"
     return (
-        f"get the model file whose SHA-256 begins with {ref.id.hex()} and put it into {store()}, "
+        f"get the model file whose SHA-256 begins with {ref.id.hex()} and put it into {folders()[-1]}, "
         "or name it with --model; if it is a pretrained one, its checkpoint will do: "
         f"lmzip models import SOURCE -o {printable(release)} (docs/pretrained.md)"
     )

@@ -3,10 +3,10 @@
 
 #include <algorithm>
 #include <string>
-#include <thread>
 
 #include "cpu.h"
 #include "errors.h"
+#include "parallel.h"
 
 namespace lmzip {
 namespace {
@@ -28,14 +28,9 @@ Failure in_parallel(size_t count, int threads, Work work) {
   const size_t pieces =
       std::clamp<size_t>(static_cast<size_t>(std::max(threads, 1)), 1, std::max<size_t>(count, 1));
   std::vector<Failure> failures(pieces);
-  {
-    std::vector<std::jthread> helpers;
-    for (size_t i = 1; i < pieces; ++i) {
-      helpers.emplace_back(
-          [&, i] { work(count * i / pieces, count * (i + 1) / pieces, failures[i]); });
-    }
-    work(0, count / pieces, failures[0]);
-  }
+  Job job(pieces, {});
+  run_threads(job,
+              [&](size_t i) { work(count * i / pieces, count * (i + 1) / pieces, failures[i]); });
   return *std::min_element(failures.begin(), failures.end(),
                            [](const Failure& a, const Failure& b) { return a.row < b.row; });
 }

@@ -4,12 +4,28 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstdlib>
+#include <new>
 #include <string>
 
 #include "check.h"
 #include "cpu.h"
 #include "errors.h"
 #include "row_coder.h"
+
+namespace {
+
+size_t most_memory = ~size_t{0};  // that an allocation gets
+
+}  // namespace
+
+[[gnu::noinline]] void* operator new(size_t size) {
+  void* const memory = size > most_memory ? nullptr : std::malloc(std::max<size_t>(size, 1));
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace lmzip {
 namespace {
@@ -325,6 +341,24 @@ void check_changing_rows() {
   set_active_kernel("");
 }
 
+// Memory that ends in one of several threads is the caller's bad_alloc.
+void check_memory_ends() {
+  constexpr size_t kSymbols = 1 << 16, kLanes = 4;
+  const std::vector<uint32_t> row(kSymbols, 1);
+  const RowBlock block = {RowKind::kWeights, row.data(), 0, 0, 1, kLanes, kSymbols};
+  const std::vector<int64_t> symbols(kLanes);
+  std::vector<Interval> intervals(kLanes);
+  bool thrown = false;
+  most_memory = kSymbols / 8;  // sums of blocks take twice as much
+  try {
+    row_intervals(block, symbols.data(), kLanes, intervals.data());
+  } catch (const std::bad_alloc&) {
+    thrown = true;
+  }
+  most_memory = ~size_t{0};
+  CHECK(thrown);
+}
+
 }  // namespace
 }  // namespace lmzip
 
@@ -342,6 +376,7 @@ int main() {
   lmzip::check_conversions_agree<uint64_t>(RowKind::kFloat64);
   lmzip::check_lanes_and_threads();
   lmzip::check_changing_rows();
+  lmzip::check_memory_ends();
   std::puts("coder_check: ok");
   return 0;
 }

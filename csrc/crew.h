@@ -10,19 +10,22 @@
 #include <utility>
 #include <vector>
 
+#include "parallel.h"
+
 namespace lmzip {
 
 class Crew {
  public:
-  // The thread that calls run() is one of them.
+  // The thread that calls run() is one of them.  Throws LimitError if one cannot be started.
   explicit Crew(size_t threads) {
-    for (size_t i = 1; i < threads; ++i) helpers_.emplace_back([this] { help(); });
+    try {
+      for (size_t i = 1; i < threads; ++i) start_thread(helpers_, [this] { help(); });
+    } catch (...) {
+      stop();
+      throw;
+    }
   }
-  ~Crew() {
-    stop_ = true;
-    round_.fetch_add(1, std::memory_order_release);
-    round_.notify_all();
-  }
+  ~Crew() { stop(); }
   Crew(const Crew&) = delete;
   Crew& operator=(const Crew&) = delete;
 
@@ -46,6 +49,13 @@ class Crew {
   }
 
  private:
+  // The helpers end, and can be joined.
+  void stop() {
+    stop_ = true;
+    round_.fetch_add(1, std::memory_order_release);
+    round_.notify_all();
+  }
+
   void help() {
     for (uint32_t seen = 0;;) {
       round_.wait(seen, std::memory_order_acquire);

@@ -26,7 +26,7 @@ struct UnsupportedError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// A limit of the caller would be passed.
+// A limit of the caller, or of the system, would be passed.
 struct LimitError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

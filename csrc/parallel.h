@@ -6,9 +6,13 @@
 #include <exception>
 #include <functional>
 #include <mutex>
+#include <string>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "errors.h"
 #include "float_mode.h"
 #include "placement.h"
 
@@ -123,8 +127,21 @@ class Barrier {
   std::atomic<size_t> arrived_{0}, rounds_{0};
 };
 
+// Throws LimitError where the system gives no more threads.  Those that have been started may wait
+// for this one: tell them before they are joined.
+template <typename Work>
+void start_thread(std::vector<std::jthread>& threads, Work work) {
+  try {
+    threads.emplace_back(std::move(work));
+  } catch (const std::system_error& error) {
+    throw LimitError(std::string("a thread could not be started (") + error.what() +
+                     "): use fewer (-T, threads=), or raise the limits on processes and memory");
+  }
+}
+
 // Calls work(thread) in the threads of a job, the calling one being number 0, each in the default
 // floating-point mode; returns when all are done, and throws the first thing that any has thrown.
+// Throws LimitError if a thread cannot be started.
 template <typename Work>
 void run_threads(Job& job, Work work) {
   const auto guarded = [&](size_t thread) {
@@ -138,8 +155,12 @@ void run_threads(Job& job, Work work) {
   };
   {
     std::vector<std::jthread> helpers;
-    for (size_t i = 1; i < job.threads(); ++i) helpers.emplace_back(guarded, i);
-    guarded(0);
+    try {
+      for (size_t i = 1; i < job.threads(); ++i) start_thread(helpers, [&, i] { guarded(i); });
+      guarded(0);
+    } catch (...) {
+      job.fail(std::current_exception());
+    }
   }
   job.rethrow();
 }

@@ -33,4 +33,5 @@ class DistributionError(LmzipError, ValueError):
 
 
 class LimitError(LmzipError):
-    """The operation would pass a limit that the caller has set, such as memory."""
+    """The operation would pass a limit that the caller has set, such as memory, or that the system
+    has set: it gives no more threads."""

@@ -4,8 +4,9 @@
 
 #include <atomic>
 #include <cstdlib>
-#include <stdexcept>
 #include <string>
+
+#include "errors.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -77,7 +78,7 @@ Kernel by_name(std::string_view name) {
   for (const Kernel kernel : usable_kernels()) {
     if (kernel_name(kernel) == name) return kernel;
   }
-  throw std::invalid_argument(
+  throw UnsupportedError(
       "kernel \"" + std::string(name) +
       "\" (LMZIP_KERNEL) is unknown or cannot run here; usable: " + usable_names());
 }

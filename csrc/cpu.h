@@ -32,11 +32,11 @@ std::string_view kernel_name(Kernel kernel);
 const std::vector<Kernel>& usable_kernels();
 
 // The kernel in force: set_active_kernel()'s, else LMZIP_KERNEL's, else the best usable one.
-// Throws std::invalid_argument if LMZIP_KERNEL names no kernel or one that cannot run here.
+// Throws UnsupportedError if LMZIP_KERNEL names no kernel or one that cannot run here.
 Kernel active_kernel();
 
 // Forces a kernel by name for the whole process; "" goes back to LMZIP_KERNEL or the best one.
-// Throws std::invalid_argument as active_kernel() does.
+// Throws as active_kernel() does.
 void set_active_kernel(std::string_view name);
 
 }  // namespace lmzip

@@ -811,6 +811,17 @@ print(sorted({"numpy", "torch", "lmzip._core", "lmzip.api"} & set(sys.modules)))
     assert run_python(script).stdout.splitlines()[1] == "[]"
 
 
+@pytest.mark.parametrize("arguments", [["-c", "a.txt"], ["-V", "-v"]])
+def test_unknown_kernel_is_one_line(arguments, source):
+    env = os.environ | {"LMZIP_KERNEL": "sse9"}
+    done = subprocess.run(
+        [*COMMAND, *arguments], cwd=source.parent, env=env, capture_output=True, check=False
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.decode().splitlines()
+    assert 'kernel "sse9" (LMZIP_KERNEL) is unknown' in line
+
+
 def test_cpu_path_needs_no_torch(run_python, tmp_path):
     script = f"""
 import sys

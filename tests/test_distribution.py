@@ -338,7 +338,7 @@ def test_logits_cost_as_little_as_floats():
 
 
 def test_unknown_kernel_is_an_error():
-    with pytest.raises(ValueError, match=r'"sse9" \(LMZIP_KERNEL\) is unknown'):
+    with pytest.raises(lmzip.UnsupportedError, match=r'"sse9" \(LMZIP_KERNEL\) is unknown'):
         _core.set_active_kernel("sse9")
 
 

@@ -173,7 +173,9 @@ def _files(arguments: list[str], program: str) -> int:
         if options.verbose:
             from lmzip import commands
 
-            print(commands.installation())
+            with commands.one_line_errors("version") as outcome:
+                print(commands.installation())
+            return outcome.status
         return 0
     _check(options)
     if not options.files:

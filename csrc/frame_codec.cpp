@@ -391,7 +391,8 @@ Payloads encode_frame(const FrameParams& params, std::span<const uint8_t> raw, s
       x86_to_absolute(code);
       raw = code;
     }
-    return encode_frame_mixer(raw, static_cast<int>(lanes), mixer_params(params));
+    return encode_frame_mixer(raw, static_cast<int>(lanes), mixer_params(params), nullptr,
+                              std::move(interrupt));
   }
   return FrameEncoder(params, raw, lanes).run(std::move(interrupt));
 }
@@ -400,7 +401,7 @@ void decode_frame(const FrameParams& params, std::span<const std::span<const uin
                   std::span<uint8_t> raw, Interrupt interrupt) {
   check(params, payloads.size());
   if (params.method == Method::kMixer) {
-    if (!decode_frame_mixer(payloads, mixer_params(params), raw)) {
+    if (!decode_frame_mixer(payloads, mixer_params(params), raw, nullptr, std::move(interrupt))) {
       throw CorruptError("a payload is not the encoding of any " + std::to_string(raw.size()) +
                          " bytes; the file is damaged");
     }

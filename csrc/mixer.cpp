@@ -4,12 +4,16 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
+#include "errors.h"
 #include "mixer_engine.h"
 
 namespace lmzip {
 
 namespace {
+
+constexpr size_t kCheckEvery = 64;  // bytes of a lane, between looks for what ends the frame
 
 template <class Mix>
 [[gnu::always_inline]] inline Opinions opinions_of(const uint32_t* weights, uint8_t byte) {
@@ -97,7 +101,8 @@ size_t lane_stride(size_t raw_size, int lanes) {
 
 std::vector<std::vector<uint8_t>> encode_frame_mixer(std::span<const uint8_t> raw, int lanes,
                                                      const MixerParams& params,
-                                                     const uint32_t* weights) {
+                                                     const uint32_t* weights, Interrupt interrupt) {
+  Job job(1, std::move(interrupt));
   Mixer mixer(params, raw.size(), lanes);
   const size_t stride = lane_stride(raw.size(), lanes);
   std::vector<RangeEncoder> encoders(static_cast<size_t>(lanes));
@@ -105,6 +110,7 @@ std::vector<std::vector<uint8_t>> encode_frame_mixer(std::span<const uint8_t> ra
     for (int lane = 0; lane < lanes; ++lane) {
       const size_t at = static_cast<size_t>(lane) * stride + t;
       if (at >= raw.size()) break;
+      if (at % kCheckEvery == 0) job.check(0);
       mixer.encode_byte(lane, raw[at], weights == nullptr ? nullptr : weights + 256 * at,
                         encoders[static_cast<size_t>(lane)]);
     }
@@ -115,8 +121,9 @@ std::vector<std::vector<uint8_t>> encode_frame_mixer(std::span<const uint8_t> ra
 }
 
 bool decode_frame_mixer(std::span<const std::span<const uint8_t>> payloads,
-                        const MixerParams& params, std::span<uint8_t> raw,
-                        const uint32_t* weights) {
+                        const MixerParams& params, std::span<uint8_t> raw, const uint32_t* weights,
+                        Interrupt interrupt) {
+  Job job(1, std::move(interrupt));
   const int lanes = static_cast<int>(payloads.size());
   Mixer mixer(params, raw.size(), lanes);
   const size_t stride = lane_stride(raw.size(), lanes);
@@ -126,8 +133,16 @@ bool decode_frame_mixer(std::span<const std::span<const uint8_t>> payloads,
     for (int lane = 0; lane < lanes; ++lane) {
       const size_t at = static_cast<size_t>(lane) * stride + t;
       if (at >= raw.size()) break;
-      raw[at] = mixer.decode_byte(lane, weights == nullptr ? nullptr : weights + 256 * at,
-                                  decoders[static_cast<size_t>(lane)]);
+      RangeDecoder& decoder = decoders[static_cast<size_t>(lane)];
+      if (at % kCheckEvery == 0) {
+        job.check(0);
+        // Damaged payloads often end early; there is no need to decode the rest of the frame then.
+        if (decoder.truncated()) {
+          throw CorruptError("the payload of lane " + std::to_string(lane) +
+                             " ends before its bytes do; the file is damaged");
+        }
+      }
+      raw[at] = mixer.decode_byte(lane, weights == nullptr ? nullptr : weights + 256 * at, decoder);
     }
   }
   bool exact = true;

@@ -12,6 +12,7 @@
 #include <span>
 #include <vector>
 
+#include "parallel.h"
 #include "range_coder.h"
 
 namespace lmzip {
@@ -69,15 +70,16 @@ class Mixer {
 size_t lane_stride(size_t raw_size, int lanes);
 
 // A whole frame: one payload for each lane.  weights: with a network, a row of 256 for each byte,
-// in the order of the frame.
+// in the order of the frame.  Throws what the interrupt throws.
 std::vector<std::vector<uint8_t>> encode_frame_mixer(std::span<const uint8_t> raw, int lanes,
                                                      const MixerParams& params,
-                                                     const uint32_t* weights = nullptr);
+                                                     const uint32_t* weights = nullptr,
+                                                     Interrupt interrupt = {});
 
 // The inverse.  False if a payload is not the encoding of what was decoded from it; raw then holds
-// whatever came out.  Any payloads are safe.
+// whatever came out.  Any payloads are safe.  Throws CorruptError if one ends before its bytes do.
 bool decode_frame_mixer(std::span<const std::span<const uint8_t>> payloads,
                         const MixerParams& params, std::span<uint8_t> raw,
-                        const uint32_t* weights = nullptr);
+                        const uint32_t* weights = nullptr, Interrupt interrupt = {});
 
 }  // namespace lmzip

@@ -103,6 +103,18 @@ def test_payload_with_the_right_checksum_but_of_garbage_is_refused(payload, raw_
 # ── Resources ──
 
 
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_rest_of_a_mixed_frame_is_not_decoded_when_its_payload_has_ended(lanes):
+    """A few bytes may announce 64 MiB, which take a minute."""
+    sizes = (3,) * lanes
+    payload = b"\x12\x34\x56" * lanes
+    head = FrameHeader(2, 0, 1 << 20, 3 * lanes, 0, zlib.crc32(payload), 16, 0, sizes)
+    with pytest.raises(
+        lmzip.CorruptError, match=r"the payload of lane \d ends before its bytes do"
+    ):
+        lmzip.decompress(StreamHeader().pack() + head.pack() + payload)
+
+
 def peak_memory(work):
     tracemalloc.start()
     try:

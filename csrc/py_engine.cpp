@@ -171,7 +171,8 @@ std::span<const uint8_t> view(const py::buffer_info& info) {
 }
 
 py::list py_encode_frame(const ModelOrNone& model, const py::buffer& data, size_t lanes, int method,
-                         int table_bits, size_t threads, const std::string& profile) {
+                         int table_bits, size_t threads, const std::string& profile,
+                         const py::object& interrupt) {
   const py::buffer_info info = data.request();
   const std::span<const uint8_t> raw = view(info);
   const FrameParams params =
@@ -179,7 +180,7 @@ py::list py_encode_frame(const ModelOrNone& model, const py::buffer& data, size_
   Payloads payloads;
   {
     const py::gil_scoped_release release;
-    payloads = encode_frame(params, raw, lanes, check_signals);
+    payloads = encode_frame(params, raw, lanes, interrupt_by(interrupt));
   }
   py::list list;
   for (const auto& p : payloads)
@@ -189,7 +190,7 @@ py::list py_encode_frame(const ModelOrNone& model, const py::buffer& data, size_
 
 py::bytes py_decode_frame(const ModelOrNone& model, const std::vector<py::buffer>& payloads,
                           size_t raw_size, int method, int table_bits, size_t threads,
-                          const std::string& profile) {
+                          const std::string& profile, const py::object& interrupt) {
   std::vector<py::buffer_info> infos;
   std::vector<std::span<const uint8_t>> views;
   for (const py::buffer& payload : payloads) {
@@ -205,7 +206,7 @@ py::bytes py_decode_frame(const ModelOrNone& model, const std::vector<py::buffer
   const std::span raw(reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(out.ptr())), raw_size);
   {
     const py::gil_scoped_release release;
-    decode_frame(params, views, raw, check_signals);
+    decode_frame(params, views, raw, interrupt_by(interrupt));
   }
   return out;
 }
@@ -245,10 +246,10 @@ void bind_engine(py::module_& m) {
 
   m.def("encode_frame", &py_encode_frame, py::arg("model").none(true), py::arg("data"),
         py::arg("lanes"), py::arg("method"), py::arg("table_bits"), py::arg("threads"),
-        py::arg("profile") = "text");
+        py::arg("profile") = "text", py::arg("interrupt") = py::none());
   m.def("decode_frame", &py_decode_frame, py::arg("model").none(true), py::arg("payloads"),
         py::arg("raw_size"), py::arg("method"), py::arg("table_bits"), py::arg("threads"),
-        py::arg("profile") = "text");
+        py::arg("profile") = "text", py::arg("interrupt") = py::none());
   m.def("most_encoding_threads", &py_most_encoding_threads, py::arg("method"));
   m.def("most_decoding_threads", &py_most_decoding_threads, py::arg("method"), py::arg("lanes"));
   m.def("frame_memory", &py_frame_memory, py::arg("model").none(true), py::arg("raw_size"),

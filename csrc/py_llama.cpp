@@ -173,11 +173,11 @@ class LlamaEngine {
 };
 
 py::list py_encode_tokens(const LlamaModel& model, const std::vector<uint32_t>& symbols,
-                          size_t lanes, size_t threads) {
+                          size_t lanes, size_t threads, const py::object& interrupt) {
   Payloads payloads;
   {
     const py::gil_scoped_release release;
-    payloads = encode_tokens(model, symbols, lanes, threads, check_signals);
+    payloads = encode_tokens(model, symbols, lanes, threads, interrupt_by(interrupt));
   }
   py::list list;
   for (const auto& p : payloads)
@@ -186,7 +186,7 @@ py::list py_encode_tokens(const LlamaModel& model, const std::vector<uint32_t>& 
 }
 
 py::bytes py_decode_tokens(const LlamaModel& model, const std::vector<py::bytes>& payloads,
-                           size_t raw_size, size_t threads) {
+                           size_t raw_size, size_t threads, const py::object& interrupt) {
   std::vector<std::span<const uint8_t>> views;
   for (const py::bytes& payload : payloads) {
     const std::string_view view = payload;
@@ -199,7 +199,7 @@ py::bytes py_decode_tokens(const LlamaModel& model, const std::vector<py::bytes>
   const std::span raw(reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(out.ptr())), raw_size);
   {
     const py::gil_scoped_release release;
-    decode_tokens(model, views, raw, threads, check_signals);
+    decode_tokens(model, views, raw, threads, interrupt_by(interrupt));
   }
   return out;
 }
@@ -224,9 +224,9 @@ void bind_llama(py::module_& m) {
       .def("state", &LlamaEngine::state);
 
   m.def("encode_tokens", &py_encode_tokens, py::arg("model"), py::arg("symbols"), py::arg("lanes"),
-        py::arg("threads"));
+        py::arg("threads"), py::arg("interrupt") = py::none());
   m.def("decode_tokens", &py_decode_tokens, py::arg("model"), py::arg("payloads"),
-        py::arg("raw_size"), py::arg("threads"));
+        py::arg("raw_size"), py::arg("threads"), py::arg("interrupt") = py::none());
   m.def("most_token_threads", &most_token_threads, py::arg("lanes"));
   m.def("token_memory", &token_memory, py::arg("model"), py::arg("raw_size"), py::arg("lanes"));
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "errors.h"
+#include "parallel.h"
 #include "tensors.h"
 
 namespace lmzip {
@@ -50,6 +51,15 @@ class ArrayTensors {
 inline void check_signals() {
   const pybind11::gil_scoped_acquire acquire;
   if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
+}
+
+// Lets through besides what `raise` raises: a callable that outlives the work, or None.
+inline Interrupt interrupt_by(pybind11::handle raise) {
+  return [raise] {
+    check_signals();
+    const pybind11::gil_scoped_acquire acquire;
+    if (!raise.is_none()) raise();
+  };
 }
 
 }  // namespace lmzip

@@ -7,10 +7,15 @@ A process of its own has stacks of 1 GiB, so that its address space bounds the n
 import resource
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError
 
 import pytest
 
 import lmzip
+from lmzip import LmzipError, api, frames
+from lmzip.codec import PRESETS, Codecs
 
 TIMEOUT = 100  # of what takes a second or hangs
 STACK = 1 << 30
@@ -45,7 +50,7 @@ WORK = {
     "rows": "lmzip.Encoder(threads=4).encode(symbols, rows)",
 }
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 
 
 def error_of(work: str, stacks: float) -> str:
@@ -67,8 +72,91 @@ def error_of(work: str, stacks: float) -> str:
     return child.stdout.decode()
 
 
+@linux_only
 @pytest.mark.parametrize("work", WORK)
 def test_thread_of_a_job_that_cannot_be_started_is_a_named_error(work: str) -> None:
     shown = error_of(WORK[work], 2.5)
     assert shown.startswith("LimitError a thread could not be started (")
     assert "use fewer (-T, threads=)" in shown
+
+
+@linux_only
+@pytest.mark.parametrize("work", ["encode", "decode"])
+def test_thread_of_a_frame_that_cannot_be_started_is_a_named_error(work: str) -> None:
+    """By then the thread that waits for it has taken the frame, and starts those of its job."""
+    assert error_of(WORK[work], 0.5).startswith("LimitError a thread could not be started (")
+
+
+# ── Work that nobody waits for ──
+
+LONG = 8 << 20  # bytes of a frame that takes seconds, on any machine
+
+
+class Frame:
+    """What becomes of a frame in work."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.fate = ""
+
+    def work(self, code: Callable[[], object]) -> None:
+        self.begun.set()
+        try:
+            code()
+            self.fate = "coded"
+        except CancelledError:
+            self.fate = "given up"
+
+
+def join_pool() -> None:
+    for thread in threading.enumerate():
+        if thread.name.startswith("lmzip"):
+            thread.join()
+
+
+@pytest.mark.parametrize("preset", ["fast", "network", "default"])
+@pytest.mark.parametrize("decode", [False, True], ids=["encode", "decode"])
+def test_frame_in_work_is_given_up_when_its_row_is_closed(preset: str, decode: bool) -> None:
+    codec = Codecs().for_preset(PRESETS[preset])[0]
+    frame = Frame()
+
+    def code() -> object:
+        if decode:  # any payload goes that does not end early
+            return codec.decode_frame([bytes(LONG)], LONG)
+        return codec.encode_frame(bytes(LONG), 1)
+
+    row = frames.ordered_map(lambda work: work(), [lambda: None, lambda: frame.work(code)], 1)
+    next(row)
+    frame.begun.wait()
+    row.close()
+    join_pool()
+    assert frame.fate == "given up"
+
+
+def test_frame_in_work_is_given_up_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    second, encode_frame = Frame(), api.encode_frame
+
+    def encode(data: bytes, position: int, settings: frames.EncodeSettings) -> object:
+        if position > 0:
+            return second.work(lambda: encode_frame(data, position, settings))
+        second.begun.wait()
+        raise LmzipError("the first frame cannot be encoded")
+
+    monkeypatch.setattr(api, "encode_frame", encode)
+    with pytest.raises(LmzipError, match="the first frame"):
+        lmzip.compress(b"word " * (LONG // 4), frame_size=LONG, preset="fast", threads=2)
+    join_pool()
+    assert second.fate == "given up"
+
+
+def test_compressor_that_has_lost_bytes_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    compressor = lmzip.LmzCompressor(frame_size=1000, preset="fast", threads=1)
+
+    def submit(*_: object) -> object:
+        raise LmzipError("a thread could not be started")
+
+    monkeypatch.setattr(api.FramePool, "submit", submit)
+    with pytest.raises(LmzipError, match="could not be started"):
+        compressor.compress(bytes(1000))
+    with pytest.raises(ValueError, match="the stream has ended"):
+        compressor.flush()

@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 
@@ -379,3 +380,15 @@ def test_command(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert cli.main(["-d", "--model", str(model_path), str(source) + ".lmz"]) == 0
     assert source.read_bytes() == TEXT
     capsys.readouterr()
+
+
+def test_what_the_interrupt_raises_ends_the_work() -> None:
+    def interrupt() -> None:
+        raise CancelledError
+
+    symbols = some_symbols(200, 1)
+    with pytest.raises(CancelledError):
+        _core.encode_tokens(NATIVE, symbols, 4, 2, interrupt)
+    payloads = _core.encode_tokens(NATIVE, symbols, 4, 2)
+    with pytest.raises(CancelledError):
+        _core.decode_tokens(NATIVE, payloads, 200, 2, interrupt)

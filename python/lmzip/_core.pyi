@@ -1,6 +1,6 @@
 """The native core. See csrc/py_*.cpp; users take the classes of the lmzip package."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -129,11 +129,20 @@ class LlamaEngine:
         list[NDArray[np.float32]],
     ]: ...
 
+# Here and below: `interrupt` is called now and then; what it raises ends the work.
 def encode_tokens(
-    model: LlamaModel, symbols: Sequence[int], lanes: int, threads: int
+    model: LlamaModel,
+    symbols: Sequence[int],
+    lanes: int,
+    threads: int,
+    interrupt: Callable[[], None] | None = None,
 ) -> list[bytes]: ...
 def decode_tokens(
-    model: LlamaModel, payloads: Sequence[bytes], raw_size: int, threads: int
+    model: LlamaModel,
+    payloads: Sequence[bytes],
+    raw_size: int,
+    threads: int,
+    interrupt: Callable[[], None] | None = None,
 ) -> bytes: ...
 def most_token_threads(lanes: int) -> int: ...
 def token_memory(model: LlamaModel, raw_size: int, lanes: int) -> int: ...
@@ -148,6 +157,7 @@ def encode_frame(
     table_bits: int,
     threads: int,
     profile: MixerProfile = "text",
+    interrupt: Callable[[], None] | None = None,
 ) -> list[bytes]: ...
 def decode_frame(
     model: ExactModel | None,
@@ -157,6 +167,7 @@ def decode_frame(
     table_bits: int,
     threads: int,
     profile: MixerProfile = "text",
+    interrupt: Callable[[], None] | None = None,
 ) -> bytes: ...
 def most_encoding_threads(method: int) -> int: ...
 def most_decoding_threads(method: int, lanes: int) -> int: ...

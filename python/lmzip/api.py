@@ -34,8 +34,6 @@ from lmzip.frames import (
     EncodedFrame,
     EncodeSettings,
     FrameTask,
-    Job,
-    Workers,
     codec_of,
     cut,
     decode_all,
@@ -44,6 +42,7 @@ from lmzip.frames import (
     read_tasks,
 )
 from lmzip.models import ModelInfo
+from lmzip.pool import FramePool, Job
 from lmzip.seek_table import SeekTable, read_seek_table
 
 if TYPE_CHECKING:
@@ -175,7 +174,7 @@ class LmzCompressor:
             room = devices.memory_for_frames(DEFAULT_MEMORY_LIMIT) // (tables + 4 * size)
             self._threads = max(codecs.threads, min(codecs.frames_at_once, room))
         self._lock = threading.Lock()
-        self._pool: Workers | None = None
+        self._pool: FramePool | None = None
         self._running: deque[Job[EncodedFrame]] = deque()
         self._buffer = bytearray()
         self._position = 0
@@ -229,13 +228,17 @@ class LmzCompressor:
         """Start to encode the buffer; return what had to be finished to make room for it."""
         out = b""
         data, self._buffer = bytes(self._buffer), bytearray()
-        for piece in cut(data):
-            while len(self._running) >= 2 * self._threads:
-                out += self._next_result()
-            self._pool = self._pool or Workers(self._threads)
-            job = self._pool.submit(encode_frame, piece, self._position, self._settings)
-            self._running.append(job)
-            self._position += len(piece)
+        try:
+            for piece in cut(data):
+                while len(self._running) >= 2 * self._threads:
+                    out += self._next_result()
+                self._pool = self._pool or FramePool(self._threads)
+                job = self._pool.submit(encode_frame, piece, self._position, self._settings)
+                self._running.append(job)
+                self._position += len(piece)
+        except BaseException:  # bytes are lost: the stream cannot go on
+            self._close()
+            raise
         return out
 
     def _next_result(self) -> bytes:
@@ -254,7 +257,7 @@ class LmzCompressor:
     def _close(self) -> None:
         self._ended = True
         if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.abandon()
             self._pool = None
 
 

@@ -19,6 +19,7 @@ from lmzip.codec import CodecRequest, lane_ranges
 from lmzip.coder import MAX_SYMBOLS, Decoder, Encoder
 from lmzip.container import METHOD_FLOAT
 from lmzip.errors import CorruptError, LmzipError, TruncatedError
+from lmzip.pool import check_abandoned
 from lmzip.predictors import Predictor
 
 UNITS = 1024 / math.log(2)  # of integer logits, in a natural one
@@ -55,6 +56,7 @@ class FloatCodec:
             lockstep = _Lockstep(self._predictor, lanes)
             steps = max(len(row.tokens) for row in rows)
             for t in range(steps):
+                check_abandoned()
                 active = [lane for lane, row in enumerate(rows) if t < len(row.tokens)]
                 tokens = np.array([rows[lane].tokens[t] for lane in active])
                 encoder.encode(tokens, logits=lockstep.logits(active), lanes=active)
@@ -87,6 +89,7 @@ class FloatCodec:
         lockstep = _Lockstep(predictor, len(sizes))
         active = [lane for lane, size in enumerate(sizes) if size]
         while active:
+            check_abandoned()
             tokens = decoder.decode(logits=lockstep.logits(active), lanes=active)
             tokens = np.asarray(tokens).reshape(-1)
             escaped = [i for i, token in enumerate(tokens) if token == predictor.escape]

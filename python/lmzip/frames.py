@@ -5,16 +5,12 @@ them on several threads; what comes out does not depend on how many. Memory is b
 number of frames in flight and, for decoding, by the sum of what they need.
 """
 
-import contextlib
-import functools
 import itertools
-import os
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from lmzip.codec import (
     BINARY,
@@ -39,6 +35,7 @@ from lmzip.container import (
     Trailer,
 )
 from lmzip.errors import CorruptError, LmzipError
+from lmzip.pool import FramePool, Job
 
 READ_SIZE = 1 << 20
 BLOCK_SIZE, SAMPLE_SIZE = 1 << 16, 1024  # a block is judged by four samples
@@ -61,55 +58,6 @@ _LOW = bytes(range(128))
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class Job(Generic[Result]):
-    """Work for a thread of a pool or, where none can do it, for whoever asks for the result.
-
-    No thread starts any more when the interpreter ends, and in a forked child those of its parent
-    are missing: what they had in work there is done once more.
-    """
-
-    def __init__(self, pool: ThreadPoolExecutor, work: Callable[[], Result]) -> None:
-        self._work = work
-        self._process = os.getpid()
-        self._future: Future[Result] | None = None
-        with contextlib.suppress(RuntimeError):
-            self._future = pool.submit(work)
-
-    def _started(self) -> "Future[Result] | None":
-        """None in a child: there a lock of the future may be held for ever."""
-        return self._future if self._process == os.getpid() else None
-
-    def done(self) -> bool:
-        """True if no thread is waited for."""
-        future = self._started()
-        return future is None or future.done()
-
-    def result(self) -> Result:
-        future = self._started()
-        return self._work() if future is None else future.result()
-
-
-class Workers:
-    """A ThreadPoolExecutor for Jobs, which is made anew in a forked child."""
-
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._start()
-
-    def _start(self) -> None:
-        self._process = os.getpid()
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="lmzip")
-
-    def submit(self, work: Callable[..., Result], *arguments: object) -> Job[Result]:
-        if self._process != os.getpid():
-            self._start()
-        return Job(self._pool, functools.partial(work, *arguments))
-
-    def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:
-        if self._process == os.getpid():
-            self._pool.shutdown(wait=wait, cancel_futures=cancel_futures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,9 +340,10 @@ def ordered_map(
 
     The sum of cost(item) over those in flight stays within `budget`, or one item is alone. An
     error of `items` is raised after the results of all items before it. The calling thread only
-    waits, so it can be interrupted, unless the interpreter ends; abandoned work is not waited for.
+    waits, so it can be interrupted, unless the interpreter ends; work that is abandoned is not
+    waited for, and soon ends.
     """
-    pool = Workers(threads)
+    pool = FramePool(threads)
     waiting: deque[tuple[Job[Result], int]] = deque()
     spent = 0
     failure: Exception | None = None
@@ -422,7 +371,7 @@ def ordered_map(
         while waiting:
             yield waiting.popleft()[0].result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.abandon()
     if failure is not None:
         raise failure
 

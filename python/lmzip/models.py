@@ -154,9 +154,9 @@ def _cure(ref: ModelRef) -> str:
     if name:
         return "install that release, or name its model file with --model"
     return (
-        f"get the model file whose SHA-256 begins with {ref.id.hex()} and put it into {folders()[-1]}, "
-        "or name it with --model; if it is a pretrained one, its checkpoint will do: "
-        f"lmzip models import SOURCE -o {printable(release)} (docs/pretrained.md)"
+        f"get the model file whose SHA-256 begins with {ref.id.hex()} and put it into "
+        f"{folders()[-1]}, or name it with --model; if it is a pretrained one, its checkpoint will "
+        f"do: lmzip models import SOURCE -o {printable(release)} (docs/pretrained.md)"
     )
 
 

@@ -11,6 +11,7 @@ from lmzip.codec import CODE, CodecRequest
 from lmzip.container import METHOD_MIXER, MIN_TABLE_BITS
 from lmzip.errors import UnsupportedError
 from lmzip.model_file import load
+from lmzip.pool import check_abandoned
 
 if TYPE_CHECKING:
     from lmzip._core import MixerProfile
@@ -78,6 +79,7 @@ class NativeCodec:
                 self.table_bits,
                 threads,
                 PROFILES[self.profile],
+                check_abandoned,
             )
 
     def decode_frame(self, payloads: Sequence[bytes], raw_size: int) -> bytes:
@@ -91,4 +93,5 @@ class NativeCodec:
                 self.table_bits,
                 threads,
                 PROFILES[self.profile],
+                check_abandoned,
             )

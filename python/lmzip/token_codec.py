@@ -10,6 +10,7 @@ from lmzip import _core, llama_model
 from lmzip.codec import TOKEN_PROFILE, CodecRequest
 from lmzip.container import METHOD_TOKENS
 from lmzip.errors import UnsupportedError
+from lmzip.pool import check_abandoned
 from lmzip.tokenization import Tokenizer
 
 
@@ -77,9 +78,9 @@ class TokenCodec:
     def encode_frame(self, data: memoryview | bytes, lanes: int) -> list[bytes]:
         symbols = self.symbols(data)
         with self._threads.take(len(data)) as threads:
-            return _core.encode_tokens(self._model.native, symbols, lanes, threads)
+            return _core.encode_tokens(self.native, symbols, lanes, threads, check_abandoned)
 
     def decode_frame(self, payloads: Sequence[bytes], raw_size: int) -> bytes:
         most = _core.most_token_threads(len(payloads))
         with self._threads.take(sum(map(len, payloads)), most) as threads:
-            return _core.decode_tokens(self._model.native, payloads, raw_size, threads)
+            return _core.decode_tokens(self.native, payloads, raw_size, threads, check_abandoned)

@@ -17,8 +17,12 @@ namespace lmzip {
 
 class HistoryTable {
  public:
-  explicit HistoryTable(int log2_memory)
-      : shift_(32 - (log2_memory - 6)), lines_(size_t{1} << log2_memory) {}
+  // symbols: bytes of the frame.  A file may ask for far larger tables than they can fill, which
+  // would take longer to clear than the frame to decode.
+  HistoryTable(int log2_memory, size_t symbols)
+      : shift_(32 - (log2_memory - 6)),
+        lines_(size_t{1} << log2_memory,
+               size_t{1} << log2_memory > kMostTouched * symbols ? Use::kSparse : Use::kAll) {}
 
   [[gnu::always_inline]] void prefetch(uint32_t hash) const { __builtin_prefetch(line(hash)); }
 
@@ -46,6 +50,7 @@ class HistoryTable {
 
  private:
   static constexpr size_t kBuckets = 4, kNodes = 15;
+  static constexpr size_t kMostTouched = 256;  // bytes of a table for each one of a frame, at most
 
   size_t offset(uint32_t hash) const { return size_t{hash >> shift_} * kCacheLine; }
   const uint8_t* line(uint32_t hash) const { return lines_.data() + offset(hash); }

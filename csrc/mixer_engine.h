@@ -160,7 +160,7 @@ class Engine final : public MixerEngine {
  public:
   Engine(const MixerParams& params, size_t raw_size, int lanes)
       : stride_(static_cast<uint32_t>(lane_stride(raw_size, lanes))),
-        table_(params.log2_memory),
+        table_(params.log2_memory, raw_size),
         match_(kMinMatch, raw_size, static_cast<size_t>(lanes)),
         long_match_(kMinLongMatch, raw_size, static_cast<size_t>(lanes)),
         first_{Weights(MatchModel::kContexts * 8, kInitialWeight),

@@ -49,7 +49,36 @@ print(status("VmHWM") - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
+linux_only = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
+
+
+def peak_and_bound(
+    method: int, profile: int, table_bits: int, lanes: int, raw_size: int, folder: Path
+) -> tuple[int, int]:
+    """Bytes that decoding such a frame takes, and what is said of it."""
+    text = (Path(__file__).parent / "data" / "alice29.txt").read_bytes()
+    raw = (text * (raw_size // len(text) + 1))[: raw_size // 2] + bytes(
+        (i * i * 2654435761 >> 16) & 255 for i in range(raw_size - raw_size // 2)
+    )
+    info = models.default()
+    assert info is not None
+    model = None if method == METHOD_MIXER else _open_model(info.path, info.id)
+    payloads = _core.encode_frame(model, raw, lanes, method, table_bits, 2, PROFILES[profile])
+    for lane, payload in enumerate(payloads):
+        (folder / str(lane)).write_bytes(payload)
+    arguments = json.dumps([str(folder), lanes, raw_size, method, table_bits, profile])
+    child = subprocess.run(
+        [sys.executable, "-c", STATUS + DECODE, arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    sizes = raw_size + sum(map(len, payloads))
+    bound = sizes + _core.frame_memory(model, raw_size, lanes, method, table_bits)
+    return int(child.stdout), bound
+
+
+@linux_only
 @pytest.mark.parametrize(
     ("method", "profile", "table_bits", "lanes", "raw_size"),
     [
@@ -66,27 +95,16 @@ print(status("VmHWM") - before)
 def test_peak_memory_is_within_the_bound(
     method: int, profile: int, table_bits: int, lanes: int, raw_size: int, tmp_path: Path
 ) -> None:
-    text = (Path(__file__).parent / "data" / "alice29.txt").read_bytes()
-    raw = (text * (raw_size // len(text) + 1))[: raw_size // 2] + bytes(
-        (i * i * 2654435761 >> 16) & 255 for i in range(raw_size - raw_size // 2)
-    )
-    info = models.default()
-    assert info is not None
-    model = None if method == METHOD_MIXER else _open_model(info.path, info.id)
-    payloads = _core.encode_frame(model, raw, lanes, method, table_bits, 2, PROFILES[profile])
-    for lane, payload in enumerate(payloads):
-        (tmp_path / str(lane)).write_bytes(payload)
-    arguments = json.dumps([str(tmp_path), lanes, raw_size, method, table_bits, profile])
-    child = subprocess.run(
-        [sys.executable, "-c", STATUS + DECODE, arguments],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    peak = int(child.stdout)
-    sizes = raw_size + sum(map(len, payloads))
-    bound = sizes + _core.frame_memory(model, raw_size, lanes, method, table_bits)
+    peak, bound = peak_and_bound(method, profile, table_bits, lanes, raw_size, tmp_path)
     assert bound / 4 < peak <= bound
+
+
+@linux_only
+def test_a_table_that_the_frame_cannot_fill_costs_what_it_touches(tmp_path: Path) -> None:
+    """Its size is the choice of the file: many small frames would clear it again and again."""
+    peak, bound = peak_and_bound(METHOD_MIXER, TEXT, 28, 1, 100, tmp_path)
+    assert bound > 1 << 28
+    assert peak < 1 << 25
 
 
 def test_tables_beyond_the_limit_are_refused_before_the_payload_is_there() -> None:
@@ -122,7 +140,7 @@ def large_vocabulary() -> _core.LlamaModel:
     return _core.LlamaModel(model.tensors, shape.to_native())
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
+@linux_only
 @pytest.mark.parametrize("lanes", [1, 9, 40])
 def test_rows_of_large_vocabularies_are_counted(lanes: int) -> None:
     model = large_vocabulary()

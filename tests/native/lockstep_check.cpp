@@ -145,7 +145,7 @@ void check_round_trips(bool with_mixer) {
   const std::vector<FramePayloads> payloads = encode(frames, with_mixer, 1, 1);
   CHECK(encode(frames, with_mixer, 4, 31) == payloads);
   std::vector<bool> sound;
-  for (const size_t threads : {1, 4}) {
+  for (const size_t threads : {size_t{1}, size_t{4}}) {
     CHECK(decode(payloads, with_mixer, threads, sound) == frames);
     CHECK(std::count(sound.begin(), sound.end(), true) == std::ssize(frames));
   }

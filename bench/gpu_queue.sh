@@ -1,7 +1,7 @@
 #!/bin/sh
 # gpu_queue.sh FOLDER TEXT: items 1 and 3 of the queue in docs/gpu.md, in one go on a CUDA machine.
 #
-# For a machine that is lent for minutes: everything ends within 9 minutes, a step that fails or
+# For a machine that can be had for minutes only: everything ends within 9 minutes, a step that fails or
 # runs over its time does not stop those after it, and what is known lies in FOLDER at any moment:
 # summary.txt (a line a step), a log of each step, gpu.csv.  TEXT (raw or .xz): real text, its last
 # 10 MB are coded both ways.  Wants what docs/gpu.md wants, and pytest and hypothesis.

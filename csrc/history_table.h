@@ -50,7 +50,7 @@ class HistoryTable {
 
  private:
   static constexpr size_t kBuckets = 4, kNodes = 15;
-  static constexpr size_t kMostTouched = 256;  // bytes of a table for each one of a frame, at most
+  static constexpr size_t kMostTouched = 256;  // for a byte of a frame; encoders take up to 128
 
   size_t offset(uint32_t hash) const { return size_t{hash >> shift_} * kCacheLine; }
   const uint8_t* line(uint32_t hash) const { return lines_.data() + offset(hash); }

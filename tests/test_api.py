@@ -629,3 +629,14 @@ def test_order0_is_what_its_specification_says(raw, lanes):
 
 def test_order0_learns():
     assert len(Order0Codec().encode_frame(b"ab" * 50_000, 1)[0]) < 13_000
+
+
+def test_an_error_does_not_hold_the_buffer_that_it_came_from():
+    damaged = bytearray(compress(text(3000)))
+    damaged[-40] ^= 1
+    decompressor = lmzip.LmzDecompressor()
+    with pytest.raises(lmzip.LmzipError):
+        decompressor.decompress(damaged)
+    damaged.clear()  # BufferError while anything views it
+    with pytest.raises(lmzip.LmzipError):
+        decompressor.decompress(b"more")

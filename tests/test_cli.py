@@ -608,7 +608,8 @@ def test_two_dashes_are_no_value_of_an_option(run, tmp_path):
     result = run(*FAST, "-o", "--", "a.txt")
     assert result.status == 2
     assert "-o/--output: expected one argument" in result.err
-    assert run(*FAST, "--output=--", "a.txt").status == 2
+    for joined in ("--output=--", "-o--", "-ko--"):
+        assert run(*FAST, joined, "a.txt").status == 2
     assert run("a=--").err == "lmzip: a=--: No such file or directory\n"
     assert names(tmp_path) == ["a.txt"]
     assert run(*FAST, "-o", "./--", "a.txt").status == 0

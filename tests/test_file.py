@@ -1,5 +1,6 @@
 """LmzFile and open(): as files behave, with seeking that decodes one frame only."""
 
+import errno
 import io
 import os
 import random
@@ -360,3 +361,44 @@ def test_damaged_frame_does_not_spoil_the_others(path):
         for _ in range(3):
             with pytest.raises(lmzip.CorruptError, match=r"bytes 3000\.\.3999"):
                 file.read()
+
+
+def test_a_handler_that_calls_into_a_write_is_refused(tmp_path, monkeypatch):
+    """It would wait for the thread that it stands in the way of."""
+    file = lmzip.open(tmp_path / "x.lmz", "wb", preset="fast")
+    compress = lmzip.LmzCompressor.compress
+
+    def interrupted(self, data):
+        with pytest.raises(RuntimeError, match="reentrant"):
+            file.close()
+        return compress(self, data)
+
+    monkeypatch.setattr(lmzip.LmzCompressor, "compress", interrupted)
+    file.write(RAW)
+    monkeypatch.undo()
+    file.close()
+    assert lmzip.open(tmp_path / "x.lmz").read() == RAW
+
+
+def test_nothing_follows_bytes_that_were_lost():
+    """A disk that is full for a moment: what is written later must not look whole."""
+
+    class Disk(io.BytesIO):
+        full = False
+
+        def write(self, data):
+            if self.full:
+                raise OSError(errno.ENOSPC, "no space")
+            return super().write(data)
+
+    disk = Disk()
+    file = lmzip.open(disk, "wb", preset="fast", frame_size=1000, threads=1)
+    disk.full = True
+    with pytest.raises(OSError, match="no space"):
+        file.write(RAW)
+    disk.full = False
+    with pytest.raises(OSError, match="no space"):
+        file.write(RAW)
+    with pytest.raises(OSError, match="no space"):
+        file.close()
+    assert file.closed

@@ -9,13 +9,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError
 
 import pytest
 
 import lmzip
 from lmzip import LmzipError, api, frames
 from lmzip.codec import PRESETS, Codecs
+from lmzip.pool import Abandoned, FramePool, check_abandoned
 
 TIMEOUT = 100  # of what takes a second or hangs
 STACK = 1 << 30
@@ -104,7 +104,7 @@ class Frame:
         try:
             code()
             self.fate = "coded"
-        except CancelledError:
+        except Abandoned:
             self.fate = "given up"
 
 
@@ -160,3 +160,59 @@ def test_compressor_that_has_lost_bytes_ends(monkeypatch: pytest.MonkeyPatch) ->
         compressor.compress(bytes(1000))
     with pytest.raises(ValueError, match="the stream has ended"):
         compressor.flush()
+
+
+def test_results_of_an_abandoned_pool_can_still_be_had() -> None:
+    """As in a cycle that is collected: a file is closed after its pool has gone."""
+    calls: list[int] = []
+    begun = threading.Event()
+
+    def work() -> str:
+        calls.append(1)
+        begun.set()
+        while len(calls) == 1:
+            check_abandoned()
+        return "first"
+
+    pool = FramePool(1)
+    jobs = [pool.submit(work), pool.submit(lambda: "second")]
+    begun.wait()
+    pool.abandon()
+    assert jobs[1].result() == "second"  # no thread had begun
+    assert jobs[0].result() == "first"
+    assert len(calls) == 2
+
+
+def test_what_no_thread_could_be_started_for_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the pool queues it before it asks for the thread."""
+    pool = FramePool(2)
+    go, done = threading.Event(), []
+    first = pool.submit(go.wait)
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("lmzip"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    second = pool.submit(done.append, 1)
+    second.result()
+    go.set()
+    first.result()
+    pool.abandon()
+    join_pool()
+    assert done == [1]
+
+
+def test_a_compressor_that_nobody_holds_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame, encode_frame = Frame(), api.encode_frame
+    monkeypatch.setattr(
+        api, "encode_frame", lambda *given: frame.work(lambda: encode_frame(*given))
+    )
+    compressor = lmzip.LmzCompressor(preset="fast", frame_size=LONG, threads=1)
+    compressor.compress(b"word " * (LONG // 5 + 1))
+    frame.begun.wait()
+    del compressor
+    join_pool()
+    assert frame.fate == "given up"

@@ -6,7 +6,6 @@ of the output. Files: file.py.
 
 import io
 import os
-import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -42,8 +41,9 @@ from lmzip.frames import (
     read_tasks,
 )
 from lmzip.models import ModelInfo
-from lmzip.pool import FramePool, Job
+from lmzip.pool import FrameJob, FramePool
 from lmzip.seek_table import SeekTable, read_seek_table
+from lmzip.turns import Turns
 
 if TYPE_CHECKING:
     import torch
@@ -173,9 +173,9 @@ class LmzCompressor:
             # Two frames a thread are held, raw and coded; one of them is in work.
             room = devices.memory_for_frames(DEFAULT_MEMORY_LIMIT) // (tables + 4 * size)
             self._threads = max(codecs.threads, min(codecs.frames_at_once, room))
-        self._lock = threading.Lock()
+        self._turns = Turns()
         self._pool: FramePool | None = None
-        self._running: deque[Job[EncodedFrame]] = deque()
+        self._running: deque[FrameJob[EncodedFrame]] = deque()
         self._buffer = bytearray()
         self._position = 0
         self._ended = False
@@ -187,7 +187,7 @@ class LmzCompressor:
 
     def compress(self, data: Buffer) -> bytes:
         """Take raw bytes; return what compressed bytes are ready, perhaps none."""
-        with self._lock:
+        with self._turns:
             return self._compress(data)
 
     def _compress(self, data: Buffer) -> bytes:
@@ -206,7 +206,7 @@ class LmzCompressor:
 
     def flush(self, mode: int = FLUSH_STREAM) -> bytes:
         """Return all that is left, and end the frame or the stream."""
-        with self._lock:
+        with self._turns:
             return b"".join(self.flush_pieces(mode))
 
     def flush_pieces(self, mode: int = FLUSH_STREAM) -> Iterator[bytes]:
@@ -280,7 +280,7 @@ class LmzDecompressor:
         force: bool = False,
     ) -> None:
         self._codecs = open_codecs(model, device, 1, memory_limit, None, predictor, force)
-        self._lock = threading.Lock()
+        self._turns = Turns()
         self._parser = Parser(one_stream=True)
         self._stream = StreamHeader()
         self._head: tuple[FrameHeader, FrameCodec | None] | None = None
@@ -296,18 +296,18 @@ class LmzDecompressor:
         Raises EOFError behind the end of the stream, and the errors of decompress(), after which
         every call raises the same.
         """
-        with self._lock:
+        with self._turns:
             return self._decompress(data, max_length)
 
     def _decompress(self, data: Buffer, max_length: int) -> bytes:
         if self.eof:
             raise EOFError("the stream has ended; unused_data holds what follows it")
         if self._failure is not None:
-            raise self._failure
-        view = as_bytes(data)
-        self._parser.feed(view)
-        if len(view):
-            self.needs_input = False  # until it turns out to be too little
+            raise self._failure.with_traceback(None)
+        with as_bytes(data) as view:  # of which no error may hold the buffer
+            self._parser.feed(view)
+            if len(view):
+                self.needs_input = False  # until it turns out to be too little
         out = bytearray()
         while max_length < 0 or len(out) < max_length:
             try:

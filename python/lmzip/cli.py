@@ -8,6 +8,7 @@ the work is in commands.py.
 import argparse
 import importlib
 import os
+import re
 import shlex
 import signal
 import sys
@@ -24,6 +25,7 @@ TOOLS = {
     "eval": ("lmzip.evaluate", "Measure compressors on the same data, decoding everything again."),
     "generate": ("lmzip.generate", "Let a compressor or a model go on with a text."),
 }
+_DASHES_AS_VALUE = re.compile("--[^=]+=--|-[zdtlckfrNqvV1-9]*[oTM]--")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 DEFAULTS_VARIABLE = "LMZIP_DEFAULTS"
 TRACEBACK_VARIABLE = "LMZIP_TRACEBACK"
@@ -209,7 +211,7 @@ def _parse(
     value of an option: -o -- is refused, -o ./-- is a file; --output=-- argparse would drop.
     """
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    if any(argument[:1] == "-" and argument.endswith("=--") for argument in arguments[:end]):
+    if any(map(_DASHES_AS_VALUE.fullmatch, arguments[:end])):
         raise UsageError('"--" is never the value of an option; a file of that name is ./--')
     parser.parse_intermixed_args(arguments[:end], options)
     options.files = [*options.files, *arguments[end + 1 :]]

@@ -373,8 +373,8 @@ class Codecs:
         codec = self._codec(frame.method, frame.table_bits, frame.profile, model)
         needed = frame_memory(frame, codec)
         self._check_memory(frame, needed)
-        if self.memory_limit is not None:
-            self._share.most_frames = self.memory_limit // needed
+        if (memory := self.memory_at_once) is not None:
+            self._share.most_frames = memory // needed
         return codec
 
     def check_stored(self, frame: FrameHeader) -> None:

@@ -386,8 +386,11 @@ def _source(name: str, options: Namespace) -> Iterator[tuple[BinaryIO, os.stat_r
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Also a pipe that has no writer yet; for regular files the flag means nothing."""
-    return os.open(path, flags | os.O_NONBLOCK)
+    """Also a pipe that has no writer yet."""
+    try:
+        return os.open(path, flags | os.O_NONBLOCK)
+    except BlockingIOError:  # a file on which another process has a lease, which it will give up
+        return os.open(path, flags)
 
 
 def _target(name: str, options: Namespace, rename: Callable[[Path], Path]) -> Path | None:

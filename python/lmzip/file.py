@@ -7,8 +7,7 @@ leads to. Writing appends one stream; mode "a" adds a stream to those that are t
 import errno
 import io
 import os
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, overload
 
@@ -17,6 +16,7 @@ from lmzip.codec import DEFAULT_MEMORY_LIMIT, Codecs
 from lmzip.errors import TruncatedError
 from lmzip.frames import READ_SIZE, FrameTask, codec_of, decode_all, decode_frame, read_tasks
 from lmzip.seek_table import SeekTable, read_seek_table
+from lmzip.turns import Turns
 
 if TYPE_CHECKING:
     from lmzip.api import PredictorName
@@ -92,10 +92,11 @@ class LmzFile(io.BufferedIOBase):
     """
 
     def __init__(self, filename: FileName | BinaryIO, mode: str = "r", **options: Any) -> None:
-        self._lock = threading.Lock()  # what is compressed is written in the same order
+        self._turns = Turns()  # what is compressed is written in the same order
         self._owned = False
         self._reader: io.BufferedReader | None = None
         self._compressor: LmzCompressor | None = None
+        self._failure: Exception | None = None  # of writing
         self._position = 0
         kind = mode.replace("b", "")
         if kind not in ("r", "w", "x", "a") or mode.count("b") > 1:
@@ -119,7 +120,7 @@ class LmzFile(io.BufferedIOBase):
 
     def close(self) -> None:
         """End the stream if writing. Closes the file unless it was passed in open."""
-        with self._lock:
+        with self._turns:
             if not self.closed:
                 self._close()
 
@@ -128,7 +129,7 @@ class LmzFile(io.BufferedIOBase):
             if self._reader is not None:
                 self._reader.close()
             elif self._compressor is not None:
-                _write_all(self._file, self._compressor.flush())
+                self._put(self._compressor.flush)
         finally:
             try:
                 if self._owned:
@@ -183,13 +184,25 @@ class LmzFile(io.BufferedIOBase):
     def write(self, data: Any) -> int:
         """Take raw bytes; return how many. Compressed ones follow frame by frame."""
         view = as_bytes(data)
-        with self._lock:
+        with self._turns:
             self._check_not_closed()
-            if self._compressor is None:
+            compressor = self._compressor
+            if compressor is None:
                 raise io.UnsupportedOperation("the file is open for reading")
-            _write_all(self._file, self._compressor.compress(view))
+            self._put(lambda: compressor.compress(view))
             self._position += len(view)
         return len(view)
+
+    def _put(self, compress: Callable[[], bytes]) -> None:
+        """Write what comes of it.  Where that fails bytes are lost, and nothing may follow them."""
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
+        try:
+            _write_all(self._file, compress())
+        except BaseException as error:
+            lost = "an earlier write failed: what follows would have a hole before it"
+            self._failure = error if isinstance(error, Exception) else OSError(lost)
+            raise
 
     def _reading(self) -> io.BufferedReader:
         self._check_not_closed()
@@ -261,14 +274,14 @@ class _FrameReader(io.RawIOBase):
     def _next_chunk(self) -> bytes | None:
         """None at the end.  What failed once fails again: the end is not there."""
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.with_traceback(None)
         try:
             return next(self._frames, None)
         except Exception as error:
             self._failure = error
             raise
         except BaseException:  # KeyboardInterrupt, which nobody wants twice
-            self._failure = OSError("reading was interrupted: seek to go on")
+            self._failure = OSError("reading was interrupted: seek to go on, or open the file anew")
             raise
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -282,7 +295,8 @@ class _FrameReader(io.RawIOBase):
             raise ValueError(f"whence must be 0, 1 or 2, got {whence}")
         if offset < 0:
             raise ValueError(f"cannot seek to {offset}, before the beginning")
-        if not self._chunk_start <= offset < self._chunk_start + len(self._chunk):
+        inside = self._chunk_start <= offset < self._chunk_start + len(self._chunk)
+        if self._failure is not None or not inside:
             self._go_to_frame(offset)
         self._position = offset
         return offset

@@ -35,7 +35,7 @@ from lmzip.container import (
     Trailer,
 )
 from lmzip.errors import CorruptError, LmzipError
-from lmzip.pool import FramePool, Job
+from lmzip.pool import FrameJob, FramePool
 
 READ_SIZE = 1 << 20
 BLOCK_SIZE, SAMPLE_SIZE = 1 << 16, 1024  # a block is judged by four samples
@@ -344,7 +344,7 @@ def ordered_map(
     waited for, and soon ends.
     """
     pool = FramePool(threads)
-    waiting: deque[tuple[Job[Result], int]] = deque()
+    waiting: deque[tuple[FrameJob[Result], int]] = deque()
     spent = 0
     failure: Exception | None = None
     source = iter(items)

@@ -202,6 +202,20 @@ def test_reduced_precision_products_are_refused() -> None:
         torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch before 2.9"
+)
+def test_reduced_precision_by_the_newer_setting_is_refused_too() -> None:
+    """With it, PyTorch raises an error of its own when the older ones are asked for."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        with pytest.raises(ValueError, match="reduced precision"):
+            TorchLlama(random_llama(small_llama(), 1))
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS.keys())
 def test_cuda_equals_the_reference(model, truth, cuts) -> None:

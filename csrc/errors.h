@@ -2,7 +2,9 @@
 // each into the class of the same name in lmzip.errors.  Hot loops do not throw: they return a
 // status.
 #pragma once
+#include <cstddef>
 #include <stdexcept>
+#include <string>
 
 namespace lmzip {
 
@@ -20,6 +22,12 @@ struct TruncatedError : std::runtime_error {
 struct CorruptError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+
+// The same: a payload of a frame has fewer bytes than what is decoded from it needs.
+inline CorruptError cut_short(size_t lane) {
+  return CorruptError("the payload of lane " + std::to_string(lane) +
+                      " ends before its bytes do; the file is damaged");
+}
 
 // Sound, but needs a newer version or a feature that is not built in.
 struct UnsupportedError : std::runtime_error {

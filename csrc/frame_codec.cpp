@@ -322,10 +322,7 @@ class FrameDecoder {
   // Damaged payloads often end early; there is no need to decode the rest of the frame then.
   void check_truncation(size_t begin, size_t end) const {
     for (size_t lane = begin; lane < end; ++lane) {
-      if (coders_[lane].truncated()) {
-        throw CorruptError("the payload of lane " + std::to_string(lane) +
-                           " ends before its bytes do; the file is damaged");
-      }
+      if (coders_[lane].truncated()) throw cut_short(lane);
     }
   }
 

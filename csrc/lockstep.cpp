@@ -180,11 +180,7 @@ size_t LockstepDecoder::active() const {
 void LockstepDecoder::check(size_t frame) const {
   const FrameState& state = frames_.at(frame);
   for (size_t i = 0; i < state.lanes; ++i) {
-    const RangeDecoder& coder = lanes_[state.first + i].coder;
-    if (coder.truncated()) {
-      throw CorruptError("the payload of lane " + std::to_string(i) +
-                         " ends before its bytes do; the file is damaged");
-    }
+    if (lanes_[state.first + i].coder.truncated()) throw cut_short(i);
   }
   for (size_t i = 0; i < state.lanes; ++i) {
     if (lanes_[state.first + i].coder.end() != StreamEnd::kExact) {

@@ -137,10 +137,7 @@ bool decode_frame_mixer(std::span<const std::span<const uint8_t>> payloads,
       if (at % kCheckEvery == 0) {
         job.check(0);
         // Damaged payloads often end early; there is no need to decode the rest of the frame then.
-        if (decoder.truncated()) {
-          throw CorruptError("the payload of lane " + std::to_string(lane) +
-                             " ends before its bytes do; the file is damaged");
-        }
+        if (decoder.truncated()) throw cut_short(static_cast<size_t>(lane));
       }
       raw[at] = mixer.decode_byte(lane, weights == nullptr ? nullptr : weights + 256 * at, decoder);
     }

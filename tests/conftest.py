@@ -108,3 +108,11 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def own_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Device codecs find no engines of another test."""
+    from lmzip import device_codec
+
+    monkeypatch.setattr(device_codec, "_shared", {})

@@ -402,3 +402,24 @@ def test_nothing_follows_bytes_that_were_lost():
     with pytest.raises(OSError, match="no space"):
         file.close()
     assert file.closed
+
+
+def test_an_interrupted_read_is_no_second_interrupt(tmp_path, monkeypatch):
+    """And a seek goes on, also one within the frame that was read last."""
+    path = tmp_path / "x.lmz"
+    path.write_bytes(lmzip.compress(RAW, preset="fast", frame_size=1000))
+    file = lmzip.LmzFile(path, threads=1)
+    assert file.read1(10) == RAW[:10]
+    reader = file._reader.raw
+
+    def interrupted():
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(reader, "_frames", interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        file.read()
+    with pytest.raises(OSError, match="reading was interrupted"):
+        file.read()
+    file.seek(500)
+    assert file.read() == RAW[500:]

@@ -37,6 +37,7 @@ from lmzip.torch_engine import TorchEngine, TorchLanes  # noqa: E402
 from random_model import random_model, small_architecture  # noqa: E402
 from recorded_graph import RecordedGraph  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("own_workers")
 TEXT = (Path(__file__).parent / "data" / "alice29.txt").read_bytes()[5000:]
 METHODS = {"network": METHOD_NETWORK, "network and mixer": METHOD_NETWORK_MIXER}
 TABLE_BITS = 18
@@ -57,12 +58,6 @@ def request(
     assert model is not None
     bits = TABLE_BITS if method == METHOD_NETWORK_MIXER else 0
     return CodecRequest(method, bits, 0, model, device, ThreadShare(2))
-
-
-@pytest.fixture(autouse=True)
-def own_workers(monkeypatch):
-    """No test finds the engines of another."""
-    monkeypatch.setattr(device_codec, "_shared", {})
 
 
 @pytest.fixture(scope="module", params=METHODS)

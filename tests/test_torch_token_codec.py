@@ -43,17 +43,11 @@ pytestmark = [
     pytest.mark.skipif(
         importlib.util.find_spec("tokenizers") is None, reason="the tokenizers library is missing"
     ),
-    pytest.mark.usefixtures("one_torch_thread"),
+    pytest.mark.usefixtures("one_torch_thread", "own_workers"),
 ]
 TEXT = b"the tea at ten, then the neat tan ant ate at a tee; \xff\x04 " * 12
 SMALL = random_llama(small_llama(), 7)
 SIZES = [(1, 1), (2, 3), (70, 1), (131, 4), (400, 70), (10, 7)]
-
-
-@pytest.fixture(autouse=True)
-def own_workers(monkeypatch) -> None:
-    """No test finds the engines of another."""
-    monkeypatch.setattr(device_codec, "_shared", {})
 
 
 def save(folder: Path, model: llama_model.LlamaModel) -> models.ModelInfo:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from lmzip import devices, models
+from lmzip.calls import Failure, Turns
 from lmzip.codec import DEFAULT_MEMORY_LIMIT, Codecs, FrameCodec, preset_named, usable_threads
 from lmzip.container import (
     MAX_FRAME_SIZE,
@@ -26,6 +27,7 @@ from lmzip.container import (
     StreamHeader,
     Trailer,
     is_safe_name,
+    is_time,
     pack_trailer,
 )
 from lmzip.frames import (
@@ -43,7 +45,6 @@ from lmzip.frames import (
 from lmzip.models import ModelInfo
 from lmzip.pool import FrameJob, FramePool
 from lmzip.seek_table import SeekTable, read_seek_table
-from lmzip.turns import Turns
 
 if TYPE_CHECKING:
     import torch
@@ -148,7 +149,7 @@ class LmzCompressor:
         check_settings(lanes, frame_size)
         if name is not None and not is_safe_name(name):
             raise ValueError(f"{name!r} is not a plain file name")
-        if mtime_ns is not None and not -(1 << 63) <= mtime_ns < 1 << 63:
+        if mtime_ns is not None and not is_time(mtime_ns):
             raise ValueError(f"mtime_ns must be a number of 64 bits, signed, got {mtime_ns}")
         if model is not None and predictor is not None:
             raise ValueError("give either a model or a float predictor")
@@ -285,7 +286,7 @@ class LmzDecompressor:
         self._stream = StreamHeader()
         self._head: tuple[FrameHeader, FrameCodec | None] | None = None
         self._ready = memoryview(b"")
-        self._failure: Exception | None = None
+        self._failure = Failure("decompressing was interrupted: begin anew")
         self.eof = False
         self.needs_input = True
         self.unused_data = b""
@@ -302,23 +303,16 @@ class LmzDecompressor:
     def _decompress(self, data: Buffer, max_length: int) -> bytes:
         if self.eof:
             raise EOFError("the stream has ended; unused_data holds what follows it")
-        if self._failure is not None:
-            raise self._failure.with_traceback(None)
+        self._failure.check()
         with as_bytes(data) as view:  # of which no error may hold the buffer
             self._parser.feed(view)
             if len(view):
                 self.needs_input = False  # until it turns out to be too little
         out = bytearray()
         while max_length < 0 or len(out) < max_length:
-            try:
+            with self._failure:
                 if not self._ready and not self._next_frame():
                     break
-            except Exception as error:
-                self._failure = error
-                raise
-            except BaseException:  # KeyboardInterrupt, which nobody wants twice
-                self._failure = OSError("decompressing was interrupted: begin anew")
-                raise
             room = len(self._ready) if max_length < 0 else max_length - len(out)
             out += self._ready[:room]
             self._ready = self._ready[room:]

@@ -21,7 +21,7 @@ from lmzip import models
 from lmzip.api import FileInfo, LmzCompressor, check_settings, inspect, open_codecs
 from lmzip.cli import SUFFIX, UsageError
 from lmzip.codec import DEFAULT_MEMORY_LIMIT, Codecs, method_names, preset_named
-from lmzip.container import MAX_TOTAL, StreamHeader, is_safe_name, printable
+from lmzip.container import MAX_TOTAL, StreamHeader, is_safe_name, is_time, printable
 from lmzip.errors import LmzipError
 from lmzip.frames import READ_SIZE, FrameTask, decode_all, read_tasks
 from lmzip.output import AtomicFile, descriptor
@@ -527,7 +527,7 @@ def _stored_name(name: str, found: os.stat_result | None, options: Namespace) ->
         return {}
     if not is_safe_name(Path(name).name):
         raise SkipError("-N cannot store this name: it is no plain text")
-    if not -(1 << 63) <= found.st_mtime_ns < 1 << 63:
+    if not is_time(found.st_mtime_ns):
         raise SkipError("-N cannot store this modification time: it has to lie in 1677 to 2262")
     return {"name": Path(name).name, "mtime_ns": found.st_mtime_ns}
 

@@ -290,7 +290,7 @@ class Index:
         body = b"".join(map(pack_varint, numbers))
         record = bytes([INDEX_MARK]) + pack_varint(len(body)) + body
         record += struct.pack("<I", zlib.crc32(record))
-        return record + struct.pack("<I", len(record) + FOOTER_SIZE) + FOOTER_MAGIC
+        return record + footer(len(record) + FOOTER_SIZE)
 
     @classmethod
     def unpack(cls, record: bytes, most_frames: int) -> "Index":
@@ -298,7 +298,7 @@ class Index:
         size, at = read_varint(record, 1)
         end = at + size
         _check_crc(record[:end], record[end : end + 4], "index")
-        if record[end + 4 :] != struct.pack("<I", len(record)) + FOOTER_MAGIC:
+        if record[end + 4 :] != footer(len(record)):
             raise CorruptError("the footer behind the index is damaged")
         body = _Fields(record[at:end], "index")
         header_size, count = body.varint(), body.varint()
@@ -504,6 +504,11 @@ class Parser:
         return self._take(size)
 
 
+def footer(size: int) -> bytes:
+    """What ends an index record of so many bytes, itself included."""
+    return struct.pack("<I", size) + FOOTER_MAGIC
+
+
 def record_size(head: bytes, prefix: int, limit: int, tail: int, what: str) -> int | None:
     """Return the bytes of the record that begins with `head`, or None if `head` is too short."""
     try:
@@ -522,6 +527,11 @@ def is_safe_name(name: str) -> bool:
     if name in ("", ".", "..") or not is_plain(name) or "/" in name or "\\" in name:
         return False
     return len(name.encode("utf-8", "surrogatepass")) <= MAX_NAME_SIZE
+
+
+def is_time(mtime_ns: int) -> bool:
+    """Whether a header can hold this time: 64 bits, signed."""
+    return -(1 << 63) <= mtime_ns < 1 << 63
 
 
 def is_plain(text: str) -> bool:

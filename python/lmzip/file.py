@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, overload
 
 from lmzip.api import LmzCompressor, ModelName, as_bytes, open_codecs
+from lmzip.calls import Failure, Turns
 from lmzip.codec import DEFAULT_MEMORY_LIMIT, Codecs
 from lmzip.errors import TruncatedError
 from lmzip.frames import READ_SIZE, FrameTask, codec_of, decode_all, decode_frame, read_tasks
 from lmzip.seek_table import SeekTable, read_seek_table
-from lmzip.turns import Turns
 
 if TYPE_CHECKING:
     from lmzip.api import PredictorName
@@ -96,7 +96,7 @@ class LmzFile(io.BufferedIOBase):
         self._owned = False
         self._reader: io.BufferedReader | None = None
         self._compressor: LmzCompressor | None = None
-        self._failure: Exception | None = None  # of writing
+        self._failure = Failure("an earlier write failed: what follows would have a hole before it")
         self._position = 0
         kind = mode.replace("b", "")
         if kind not in ("r", "w", "x", "a") or mode.count("b") > 1:
@@ -195,14 +195,8 @@ class LmzFile(io.BufferedIOBase):
 
     def _put(self, compress: Callable[[], bytes]) -> None:
         """Write what comes of it.  Where that fails bytes are lost, and nothing may follow them."""
-        if self._failure is not None:
-            raise self._failure.with_traceback(None)
-        try:
+        with self._failure:
             _write_all(self._file, compress())
-        except BaseException as error:
-            lost = "an earlier write failed: what follows would have a hole before it"
-            self._failure = error if isinstance(error, Exception) else OSError(lost)
-            raise
 
     def _reading(self) -> io.BufferedReader:
         self._check_not_closed()
@@ -244,7 +238,8 @@ class _FrameReader(io.RawIOBase):
         self._can_seek = file.seekable() and file.tell() == 0
         self._table: SeekTable | None = None
         self._frames = decoding.run(read_tasks(_pieces(file), decoding.codecs))
-        self._failure: Exception | None = None  # that has ended _frames
+        # What has ended _frames.
+        self._failure = Failure("reading was interrupted: seek to go on, or open the file anew")
         self._chunk = b""  # the frame that holds _position, once read
         self._chunk_start = 0
         self._position = 0
@@ -273,16 +268,8 @@ class _FrameReader(io.RawIOBase):
 
     def _next_chunk(self) -> bytes | None:
         """None at the end.  What failed once fails again: the end is not there."""
-        if self._failure is not None:
-            raise self._failure.with_traceback(None)
-        try:
+        with self._failure:
             return next(self._frames, None)
-        except Exception as error:
-            self._failure = error
-            raise
-        except BaseException:  # KeyboardInterrupt, which nobody wants twice
-            self._failure = OSError("reading was interrupted: seek to go on, or open the file anew")
-            raise
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if not self._can_seek:
@@ -296,7 +283,7 @@ class _FrameReader(io.RawIOBase):
         if offset < 0:
             raise ValueError(f"cannot seek to {offset}, before the beginning")
         inside = self._chunk_start <= offset < self._chunk_start + len(self._chunk)
-        if self._failure is not None or not inside:
+        if self._failure or not inside:
             self._go_to_frame(offset)
         self._position = offset
         return offset
@@ -315,7 +302,8 @@ class _FrameReader(io.RawIOBase):
         self._start_at(frame)
 
     def _start_at(self, frame: int) -> None:
-        self._frames, self._failure = self._frames_from(frame), None
+        self._frames = self._frames_from(frame)
+        self._failure.forget()
 
     def _frames_from(self, first: int) -> Iterator[bytes]:
         """The frame that was asked for alone; those after it on several threads."""

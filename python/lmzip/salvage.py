@@ -14,7 +14,6 @@ from mmap import mmap
 from lmzip.codec import Codecs
 from lmzip.container import (
     END_MARK,
-    FOOTER_MAGIC,
     FOOTER_SIZE,
     FRAME_MARK,
     INDEX_MARK,
@@ -26,6 +25,7 @@ from lmzip.container import (
     FrameHeader,
     Index,
     StreamHeader,
+    footer,
     read_varint,
     record_size,
 )
@@ -205,11 +205,7 @@ class _Scan:
         if size is None or at + size > len(self._view):
             raise TruncatedError(f"the input ends inside the {what}")
         end = at + size
-        if tail > FOOTER_SIZE and self._view[end - FOOTER_SIZE : end] != _footer(size):
+        if tail > FOOTER_SIZE and self._view[end - FOOTER_SIZE : end] != footer(size):
             raise CorruptError("the footer behind the index is damaged")
         self._checked += size
         return bytes(self._view[at:end])
-
-
-def _footer(size: int) -> bytes:
-    return size.to_bytes(4, "little") + FOOTER_MAGIC

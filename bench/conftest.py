@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from lmzip import _core
 
 COLUMNS = [
     "library", "version", "operation", "symbols", "rows", "ns_per_symbol", "ns_per_symbol_min",
@@ -23,15 +24,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def device() -> str:
-    """The processor's name and the number of cores that this process may use."""
+    """The processor's name and the kernel that this process uses."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-        flags = next(line for line in lines if line.startswith("flags")).split()
-        best = next((f for f in ("avx512f", "avx2") if f in flags), "sse2")
     except (OSError, StopIteration):
-        return platform.machine()
-    return f"{name}, {best}"
+        name = platform.machine()
+    return f"{name}, {_core.active_kernel()}"
 
 
 def commit() -> str:

@@ -10,6 +10,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -23,9 +27,9 @@ struct Named {
   std::string_view name;
 };
 constexpr Named kNames[] = {
-    {Kernel::kPortable, "portable"}, {Kernel::kAvx2, "avx2"}, {Kernel::kAvxVnni, "avxvnni"},
-    {Kernel::kAvx512, "avx512"},     {Kernel::kVnni, "vnni"}, {Kernel::kNeon, "neon"},
-    {Kernel::kDotprod, "dotprod"},
+    {Kernel::kPortable, "portable"}, {Kernel::kAvx2, "avx2"},       {Kernel::kAvxVnni, "avxvnni"},
+    {Kernel::kAvx512, "avx512"},     {Kernel::kVnni, "vnni"},       {Kernel::kAmx, "amx"},
+    {Kernel::kNeon, "neon"},         {Kernel::kDotprod, "dotprod"},
 };
 
 #if defined(__x86_64__)
@@ -39,6 +43,21 @@ bool has_f16c() {
 bool has_avx_vnni() {
   unsigned a, b, c, d;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & 1u << 4) != 0;
+}
+
+// Nor "amx-int8".  Linux gives a process its tiles, 8 KiB more in every frame of a signal, only
+// when asked.  The permission is for all its threads and its children; it may be refused, and is
+// where a signal stack would be too small for the frame.
+bool may_use_amx() {
+#if defined(__linux__)
+  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kTile) != 0 && (d & kInt8) != 0 &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 #endif
 
@@ -55,7 +74,9 @@ std::vector<Kernel> detect() {
     return found;
   }
   found.push_back(Kernel::kAvx512);
-  if (__builtin_cpu_supports("avx512vnni")) found.push_back(Kernel::kVnni);
+  if (!__builtin_cpu_supports("avx512vnni")) return found;
+  found.push_back(Kernel::kVnni);
+  if (may_use_amx()) found.push_back(Kernel::kAmx);
 #elif defined(__aarch64__)
   found.push_back(Kernel::kNeon);
 #if defined(__linux__)

@@ -1,10 +1,10 @@
 // cpu.h: which kernels this machine can run, and which of them is forced.
 //
-// A kernel is a name ("portable", "avx2", "avxvnni", "avx512", "vnni", "neon", "dotprod"): a level
-// of instruction sets for which some operation has a file of its own.  Every kernel of an operation
-// gives the same answer; an operation without a file for the active kernel takes its next lower
-// one, so a ladder of `if (kernel >= Kernel::kAvx2) ...` ending in portable is all the dispatch
-// there is.
+// A kernel is a name ("portable", "avx2", "avxvnni", "avx512", "vnni", "amx", "neon", "dotprod"): a
+// level of instruction sets for which some operation has a file of its own.  Every kernel of an
+// operation gives the same answer; an operation without a file for the active kernel takes its next
+// lower one, so a ladder of `if (kernel >= Kernel::kAvx2) ...` ending in portable is all the
+// dispatch there is.
 #pragma once
 #include <string_view>
 #include <vector>
@@ -20,6 +20,7 @@ enum class Kernel : int {
   kAvxVnni = 11,  // + AVX-VNNI, the 256-bit form
   kAvx512 = 12,   // kAvx2 + AVX-512 F, BW, DQ, VL
   kVnni = 13,     // + AVX-512 VNNI
+  kAmx = 14,      // + AMX INT8
   // AArch64
   kNeon = 20,     // always there
   kDotprod = 21,  // + SDOT

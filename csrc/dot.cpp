@@ -39,6 +39,7 @@ const DotKernel kDotPortable = {pack, multiply};
 
 const DotKernel& dot_kernel([[maybe_unused]] Kernel kernel) {
 #if defined(__x86_64__)
+  if (kernel == Kernel::kAmx) return kDotAmx;
   if (kernel == Kernel::kVnni) return kDotVnni;
   if (kernel == Kernel::kAvxVnni) return kDotAvxVnni;
   if (kernel >= Kernel::kAvx2) return kDotAvx2;

@@ -57,6 +57,7 @@ extern const DotKernel kDotPortable;
 extern const DotKernel kDotAvx2;
 extern const DotKernel kDotAvxVnni;
 extern const DotKernel kDotVnni;
+extern const DotKernel kDotAmx;
 #elif defined(__aarch64__)
 extern const DotKernel kDotNeon;
 extern const DotKernel kDotDotprod;

@@ -163,7 +163,7 @@ const LlamaStages kLlamaStagesPortable = LlamaStagesOf<Plain>::kernels();
 
 const LlamaStages& llama_stages([[maybe_unused]] Kernel kernel) {
 #if defined(__x86_64__)
-  if (kernel == Kernel::kVnni) return kLlamaStagesVnni;
+  if (kernel >= Kernel::kVnni) return kLlamaStagesVnni;
   if (kernel >= Kernel::kAvx2) return kLlamaStagesAvx2;
 #endif
   return kLlamaStagesPortable;

@@ -153,7 +153,7 @@ const StageKernels kStagesPortable = PlainStages::kernels(8, 2, attend);
 
 const StageKernels& stage_kernels([[maybe_unused]] Kernel kernel) {
 #if defined(__x86_64__)
-  if (kernel == Kernel::kVnni) return kStagesVnni;
+  if (kernel >= Kernel::kVnni) return kStagesVnni;
   if (kernel >= Kernel::kAvx2) return kStagesAvx2;
 #elif defined(__aarch64__)
   if (kernel >= Kernel::kNeon) return kStagesNeon;

@@ -66,6 +66,21 @@ __attribute__((target("avx512f,avx512vnni"))) void limit_vnni(int rounds) {
             : "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11");
   }
 }
+// Four independent sums of whole tiles, which are zero.
+void limit_amx(int rounds) {
+  struct alignas(64) {
+    uint8_t palette = 1, zero[15] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16};
+  } config;
+  asm volatile("ldtilecfg %0" ::"m"(config));
+  for (int i = 0; i < rounds; ++i) {
+    asm volatile(
+        "tdpbssd %tmm5, %tmm4, %tmm0\n tdpbssd %tmm5, %tmm4, %tmm1\n"
+        "tdpbssd %tmm5, %tmm4, %tmm2\n tdpbssd %tmm5, %tmm4, %tmm3\n");
+  }
+  asm volatile("tilerelease");
+}
 __attribute__((target("avx2"))) void limit_avx_vnni(int rounds) {
   for (int i = 0; i < rounds; ++i) {
     asm volatile(
@@ -95,6 +110,8 @@ __attribute__((target("avx2"))) void limit_avx2(int rounds) {
 Item limit_item(Kernel kernel) {
   constexpr int kRounds = 1000;
 #if defined(__x86_64__)
+  if (kernel == Kernel::kAmx)
+    return {"limit", [] { limit_amx(kRounds); }, kRounds * 4 * 32768.0, {}};
   if (kernel == Kernel::kVnni)
     return {"limit", [] { limit_vnni(kRounds); }, kRounds * 10 * 128.0, {}};
   if (kernel == Kernel::kAvxVnni)

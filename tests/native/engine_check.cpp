@@ -3,12 +3,14 @@
 //
 //   engine_check [FILE]    without FILE: the vectors of the source tree
 #include <algorithm>
+#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <sstream>
 #include <string>
 
 #include "check.h"
+#include "dot_amx_impl.h"
 #include "engine.h"
 #include "errors.h"
 #include "frame_codec.h"
@@ -206,23 +208,89 @@ void check_case(const Case& c) {
   }
 }
 
+// The tiles of AMX as arrays, by the manual's words: what is beyond the rows and bytes of a tile is
+// neither read nor written.
+struct SoftwareTiles {
+  static inline struct {
+    int8_t bytes[16][64];
+  } tiles[8];
+  static inline size_t rows_, inputs_;
+  static inline bool ready = false;
+
+  static void configure(size_t rows, size_t inputs) {
+    CHECK(!ready && rows >= 1 && rows <= 16 && inputs >= 4 && inputs <= 64 && inputs % 4 == 0);
+    ready = true, rows_ = rows, inputs_ = inputs;
+    std::memset(tiles, 0x55, sizeof tiles);  // zero in truth; nobody should rest on that
+  }
+  static void release() {
+    CHECK(ready);
+    ready = false;
+  }
+  static size_t rows_of(int tile) { return tile < 6 ? rows_ : inputs_ / 4; }
+  static size_t bytes_of(int tile) { return tile == 4 || tile == 5 ? inputs_ : 64; }
+
+  template <int Tile>
+  static void zero() {
+    CHECK(ready);
+    std::memset(&tiles[Tile], 0, sizeof tiles[Tile]);
+  }
+  template <int Tile>
+  static void load(const void* p, size_t stride) {
+    CHECK(ready);
+    for (size_t i = 0; i < rows_of(Tile); ++i)
+      std::memcpy(tiles[Tile].bytes[i], static_cast<const int8_t*>(p) + i * stride, bytes_of(Tile));
+  }
+  template <int Tile>
+  static void store(void* p, size_t stride) {
+    CHECK(ready);
+    for (size_t i = 0; i < rows_of(Tile); ++i)
+      std::memcpy(static_cast<int8_t*>(p) + i * stride, tiles[Tile].bytes[i], bytes_of(Tile));
+  }
+  template <bool Unsigned, int Sums, int Rows, int Panel>
+  static void add_products() {
+    CHECK(ready);
+    for (size_t r = 0; r < rows_; ++r) {
+      for (size_t i = 0; i < 16; ++i) {
+        int32_t sum;
+        std::memcpy(&sum, tiles[Sums].bytes[r] + 4 * i, 4);
+        for (size_t k = 0; k < inputs_; ++k) {
+          const int8_t x = tiles[Rows].bytes[r][k], w = tiles[Panel].bytes[k / 4][4 * i + k % 4];
+          sum += (Unsigned ? static_cast<uint8_t>(x) : x) * w;
+        }
+        std::memcpy(tiles[Sums].bytes[r] + 4 * i, &sum, 4);
+      }
+    }
+  }
+};
+
+void pack_panels(const int8_t* rows, size_t outputs, size_t inputs, Input, int8_t* packed) {
+  for (size_t i = 0; i < outputs; ++i) {
+    for (size_t k = 0; k < inputs; ++k)
+      packed[i / 16 * 16 * inputs + k / 4 * 64 + i % 16 * 4 + k % 4] = rows[i * inputs + k];
+  }
+}
+
+const DotKernel kDotSoftwareTiles = {pack_panels, AmxDot<SoftwareTiles>::multiply};
+
 // Products by parts of a matrix, as teams make them, side by side in rows of the whole.
 template <typename X>
-void check_parts(Kernel kernel, Input input, int low, int high, Random& rng) {
-  constexpr size_t kOutputs = 160, kInputs = 96, kRows = 7;
-  constexpr size_t kCuts[] = {0, 32, 128, kOutputs};
-  std::vector<int8_t> weights(kOutputs * kInputs);
+void check_parts(const DotKernel& dot, Input input, int low, int high, size_t inputs,
+                 bool from_memory, Random& rng) {
+  constexpr size_t kOutputs = 240, kRows = 71;
+  constexpr size_t kCuts[] = {0, 32, 144, kOutputs};
+  std::vector<int8_t> weights(kOutputs * inputs);
   for (int8_t& w : weights) w = static_cast<int8_t>(static_cast<int>(rng.below(255)) - 127);
-  AlignedArray<X> x(kRows * kInputs);
+  AlignedArray<X> x(kRows * inputs);
   for (size_t i = 0; i < x.size(); ++i)
     x[i] = static_cast<X>(low + static_cast<int>(rng.below(static_cast<uint64_t>(high - low + 1))));
-  const DotKernel& dot = dot_kernel(kernel);
   AlignedArray<int8_t> packed(weights.size());
-  dot.pack(weights.data(), kOutputs, kInputs, input, packed.data());
-  Matrix matrix{input, kOutputs, kInputs, packed.data(), AlignedArray<int32_t>(kOutputs), false};
-  for (size_t i = 0; i < weights.size(); ++i) matrix.row_sums[i / kInputs] += weights[i];
-  AlignedArray<uint8_t> scratch(scratch_bytes(kRows, kInputs));
-  for (const size_t rows : {size_t{1}, size_t{4}, kRows}) {
+  dot.pack(weights.data(), kOutputs, inputs, input, packed.data());
+  Matrix matrix{input,      kOutputs, inputs, packed.data(), AlignedArray<int32_t>(kOutputs),
+                from_memory};
+  for (size_t i = 0; i < weights.size(); ++i) matrix.row_sums[i / inputs] += weights[i];
+  AlignedArray<uint8_t> scratch(scratch_bytes(kRows, inputs));
+  for (const size_t rows :
+       {size_t{1}, size_t{4}, size_t{7}, size_t{16}, size_t{18}, size_t{33}, kRows}) {
     std::vector<int32_t> out(rows * kOutputs, -1);
     for (size_t i = 0; i + 1 < std::size(kCuts); ++i) {
       dot.multiply(matrix.part(kCuts[i], kCuts[i + 1]), x.data(), rows, out.data() + kCuts[i],
@@ -230,20 +298,27 @@ void check_parts(Kernel kernel, Input input, int low, int high, Random& rng) {
     }
     for (size_t i = 0; i < out.size(); ++i) {
       int32_t sum = 0;
-      for (size_t c = 0; c < kInputs; ++c)
-        sum += weights[i % kOutputs * kInputs + c] * x[i / kOutputs * kInputs + c];
+      for (size_t c = 0; c < inputs; ++c)
+        sum += weights[i % kOutputs * inputs + c] * x[i / kOutputs * inputs + c];
       CHECK(out[i] == sum);
+    }
+  }
+}
+
+void check_products(const DotKernel& dot, Random& rng) {
+  for (const size_t inputs : {size_t{96}, size_t{128}}) {
+    for (const bool from_memory : {false, true}) {
+      check_parts<int8_t>(dot, Input::kInt8, -127, 127, inputs, from_memory, rng);
+      check_parts<uint8_t>(dot, Input::kUint8, 0, 255, inputs, from_memory, rng);
+      check_parts<int16_t>(dot, Input::kInt14, -8191, 8191, inputs, from_memory, rng);
     }
   }
 }
 
 int run(const char* path) {
   Random rng(1);
-  for (const Kernel kernel : usable_kernels()) {
-    check_parts<int8_t>(kernel, Input::kInt8, -127, 127, rng);
-    check_parts<uint8_t>(kernel, Input::kUint8, 0, 255, rng);
-    check_parts<int16_t>(kernel, Input::kInt14, -8191, 8191, rng);
-  }
+  for (const Kernel kernel : usable_kernels()) check_products(dot_kernel(kernel), rng);
+  check_products(kDotSoftwareTiles, rng);
   std::ifstream file(path);
   CHECK(file.is_open());
   int cases = 0;

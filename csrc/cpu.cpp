@@ -8,11 +8,14 @@
 
 #include "errors.h"
 
+#if __has_include(<unistd.h>)
+#include <unistd.h>
+#endif
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
-#include <unistd.h>
 #endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
@@ -140,6 +143,15 @@ Kernel active_kernel() {
 void set_active_kernel(std::string_view name) {
   const Kernel kernel = name.empty() ? default_kernel() : by_name(name);
   active_slot().store(static_cast<int>(kernel), std::memory_order_relaxed);
+}
+
+size_t level_2_cache() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  return bytes > 0 ? static_cast<size_t>(bytes) : 0;
+#else
+  return 0;
+#endif
 }
 
 }  // namespace lmzip

@@ -6,6 +6,7 @@
 // lower one, so a ladder of `if (kernel >= Kernel::kAvx2) ...` ending in portable is all the
 // dispatch there is.
 #pragma once
+#include <cstddef>
 #include <string_view>
 #include <vector>
 
@@ -39,5 +40,8 @@ Kernel active_kernel();
 // Forces a kernel by name for the whole process; "" goes back to LMZIP_KERNEL or the best one.
 // Throws as active_kernel() does.
 void set_active_kernel(std::string_view name);
+
+// Bytes of a core's level 2 cache, 0 where that cannot be known.
+size_t level_2_cache();
 
 }  // namespace lmzip

@@ -118,21 +118,24 @@ void Cache::store_value(const int8_t* value, size_t lane, size_t layer, size_t k
   for (size_t c = 0; c < value_size_; ++c) to[value_slots_ * c] = value[c];
 }
 
-// One call of forward().
+// One call of forward() or forward_part().
 class Forward {
  public:
-  Forward(const ExactModel& model, std::span<const Row> rows, Cache& cache, Workspace& workspace)
+  Forward(const ExactModel& model, std::span<const Row> rows, int32_t* x, Cache& cache,
+          Workspace& workspace)
       : model_(model),
         arch_(model.arch()),
         stages_(model.stages()),
         d_(model.arch().d_model),
         rows_(rows),
+        x_(x),
         cache_(cache),
         w_(workspace) {}
 
-  void run(int32_t* logits, LayerGate* gate) {
-    embed();
-    for (size_t i = 0; i < arch_.n_layers; ++i) {
+  void run(size_t begin, size_t end, int32_t* logits, LayerGate* gate) {
+    if (begin == 0) embed();
+    find_rotations();
+    for (size_t i = begin; i < end; ++i) {
       const Layer& layer = model_.layers()[i];
       quantize_rows();
       multiply(layer.qkv, w_.xq.data());
@@ -142,11 +145,11 @@ class Forward {
       project(layer);
       feed_forward(layer);
     }
-    make_logits(logits);
+    if (end == arch_.n_layers) make_logits(logits);
   }
 
  private:
-  int32_t* x(size_t row) { return w_.x.data() + row * d_; }
+  int32_t* x(size_t row) { return x_ + row * d_; }
   int32_t* acc(const Product& product, size_t row) {
     return w_.acc.data() + row * product.weight.outputs;
   }
@@ -169,6 +172,11 @@ class Forward {
                               x(i) + e.table.offset);
       }
       stages_.clamp_residual(d_, x(i));
+    }
+  }
+
+  void find_rotations() {
+    for (size_t i = 0; i < rows_.size(); ++i) {
       int32_t* rotation = w_.rotation.data() + i * 2 * model_.half();
       model_.rotation(rows_[i].position, rotation, rotation + model_.half());
     }
@@ -269,6 +277,7 @@ class Forward {
   const StageKernels& stages_;
   const size_t d_;
   const std::span<const Row> rows_;
+  int32_t* const x_;
   Cache& cache_;
   Workspace& w_;
 };
@@ -276,7 +285,14 @@ class Forward {
 void forward(const ExactModel& model, std::span<const Row> rows, Cache& cache, Workspace& workspace,
              int32_t* logits, LayerGate* gate) {
   assert(rows.size() <= kTileRows);
-  Forward(model, rows, cache, workspace).run(logits, gate);
+  Forward(model, rows, workspace.residual(), cache, workspace)
+      .run(0, model.arch().n_layers, logits, gate);
+}
+
+void forward_part(const ExactModel& model, std::span<const Row> rows, size_t begin, size_t end,
+                  int32_t* x, Cache& cache, Workspace& workspace, int32_t* logits) {
+  assert(rows.size() <= kTileRows && begin <= end && end <= model.arch().n_layers);
+  Forward(model, rows, x, cache, workspace).run(begin, end, logits, nullptr);
 }
 
 }  // namespace lmzip

@@ -62,6 +62,8 @@ class Workspace {
   Workspace(const ExactModel& model, size_t rows);
   static size_t memory(const ExactModel& model, size_t rows);
 
+  int32_t* residual() { return x.data(); }  // of whole calls
+
  private:
   friend class Forward;
   struct Sizes;
@@ -94,5 +96,11 @@ class LayerGate {
 // from 0 and without gaps, over all calls.  FloatMode must be in scope.
 void forward(const ExactModel& model, std::span<const Row> rows, Cache& cache, Workspace& workspace,
              int32_t* logits, LayerGate* gate = nullptr);
+
+// The same in parts, one after the other: layers begin..end.  x (rows, d_model) is the residual
+// stream that a part leaves to the next; the first makes it, the last makes the logits of it.
+// Different layers may be used by different threads, each with a workspace of its own.
+void forward_part(const ExactModel& model, std::span<const Row> rows, size_t begin, size_t end,
+                  int32_t* x, Cache& cache, Workspace& workspace, int32_t* logits);
 
 }  // namespace lmzip

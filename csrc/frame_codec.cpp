@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu.h"
 #include "distribution.h"
 #include "engine.h"
 #include "errors.h"
@@ -219,11 +220,36 @@ class FrameEncoder {
 
 // --- decoding ---
 
-// Each thread decodes a group of neighboring lanes, at least kMinGroup of them: for fewer rows the
-// products take as long as the weights take to come from the outer caches, so that two threads
-// with two lanes each are as fast as one thread with four.  Without the mixer the groups have
-// nothing in common.  With it they take turns, step by step and group by group, which is the order
-// of the lockstep: while one group is in the mixer, the others are in the network.
+// Into how many stages to cut the network for so many threads, a divisor of them: the fewest whose
+// weights stay in a level 2 cache, beside what else passes through it; 1 if there are none.
+size_t stages_for(const FrameParams& params, size_t threads) {
+  const ExactModel& model = *params.model;
+  const size_t layers = model.arch().n_layers;
+  const auto bytes = [](const Product& p) { return p.weight.outputs * p.weight.inputs; };
+  size_t layer = 0;
+  for (const Layer& l : model.layers())
+    layer = std::max(layer, bytes(l.qkv) + bytes(l.out) + bytes(l.up) + bytes(l.down));
+  if (params.stages != 0 && params.stages <= layers && threads % params.stages == 0)
+    return params.stages;
+  for (size_t stages = 2; stages <= std::min(threads, layers); ++stages) {
+    const size_t weights = (layers + stages - 1) / stages * layer + bytes(model.head());
+    if (threads % stages == 0 && weights <= level_2_cache() / 4 * 3) return stages;
+  }
+  return 1;
+}
+
+// Lanes are cut into groups of neighbors, as many as there are threads, of at least kMinGroup
+// lanes: for fewer rows the products take as long as the weights take to come from the outer
+// caches, so that two threads with two lanes each are as fast as one thread with four.
+//
+// The network is cut into stages of some layers each, so few that their weights stay in a core's
+// level 2 cache: a thread works on one stage only.  `stages_` threads are a pipeline, through which
+// as many groups pass, one behind the other.  Where no cut makes the weights fit, there is one
+// stage, and every thread has its own group.
+//
+// The mixer takes the groups in turn, step by step, which is the order of the lockstep.  It is run
+// by whichever thread has nothing to predict: while one group is in the mixer, the others are in
+// the network.
 class FrameDecoder {
  public:
   FrameDecoder(const FrameParams& params, std::span<const std::span<const uint8_t>> payloads,
@@ -235,81 +261,152 @@ class FrameDecoder {
         coders_(payloads.begin(), payloads.end()),
         histories_(payloads.size()),
         cache_(model_, payloads.size()),
-        groups_(std::clamp<size_t>(params.threads, 1,
-                                   most_decoding_threads(params.method, payloads.size()))) {
+        threads_(std::clamp<size_t>(params.threads, 1,
+                                    most_decoding_threads(params.method, payloads.size()))),
+        stages_(stages_for(params, threads_)),
+        groups_(threads_) {
+    const size_t used = pieces_.active(0);  // lanes that are not empty
+    for (size_t i = 0; i < threads_; ++i) {
+      const size_t begin = used * i / threads_, end = used * (i + 1) / threads_;
+      groups_[i].init(begin, end, model_.arch().d_model);
+    }
     if (has_mixer(params))
       mixer_.emplace_back(mixer_params(params), raw.size(), static_cast<int>(payloads.size()));
   }
 
   void run(Interrupt interrupt) {
-    Job job(groups_, std::move(interrupt));
-    run_threads(job, [&](size_t group) { decode_group(job, group); });
+    Job job(threads_, std::move(interrupt));
+    run_threads(job, [&](size_t thread) { work(job, thread); });
   }
 
  private:
-  struct Buffers {
-    Workspace workspace;
-    AlignedArray<int32_t> logits;    // (lanes of the group, 256)
+  struct Group {
+    size_t begin = 0, end = 0;       // lanes
+    AlignedArray<int32_t> x;         // (lanes, d_model): the residual stream between stages
+    AlignedArray<int32_t> logits;    // (lanes, 256)
     AlignedArray<uint32_t> weights;  // the same of them, for the mixer
-    Distribution distribution;
+    // Stages that are done, over all steps, each of which ends with one more: its bytes.
+    alignas(kCacheLine) std::atomic<size_t> done{0};
 
-    Buffers(const ExactModel& model, size_t lanes)
-        : workspace(model, std::min(lanes, kTileRows)),
-          logits(lanes * kLogits),
-          weights(lanes * kLogits) {}
+    void init(size_t begin_, size_t end_, size_t d_model) {
+      begin = begin_, end = end_;
+      x = AlignedArray<int32_t>((end - begin) * d_model);
+      logits = AlignedArray<int32_t>((end - begin) * kLogits);
+      weights = AlignedArray<uint32_t>((end - begin) * kLogits);
+    }
   };
 
-  void decode_group(Job& job, size_t group) {
-    const size_t used = pieces_.active(0);  // lanes that are not empty
-    const size_t begin = used * group / groups_, end = used * (group + 1) / groups_;
-    Buffers buffers(model_, std::max<size_t>(end - begin, 1));
-    for (size_t t = 0; t < pieces_.stride; ++t) {
-      job.check(group);
-      const size_t stop = std::min(end, pieces_.active(t));
-      predict(t, begin, stop, buffers);
-      if (has_mixer(params_)) {
-        mix(job, group, t, begin, stop, buffers);
+  enum class Next { kNothing, kPredict, kMix, kEnd };
+
+  // The thread's stage takes the groups of its pipeline step by step.
+  struct Place {
+    size_t first_group, stage;
+    size_t predicted = 0;  // groups, over all steps
+  };
+
+  void work(Job& job, size_t thread) {
+    Place place{thread / stages_ * stages_, thread % stages_};
+    const size_t most = pieces_.lanes / threads_ + 1;  // lanes of a group
+    Workspace workspace(model_, std::min(most, kTileRows));
+    Distribution distribution;
+    for (Next next = Next::kNothing;; next = Next::kNothing) {
+      job.check(thread);
+      job.wait(thread, [&] { return (next = look(place)) != Next::kNothing; });
+      if (next == Next::kEnd) return;
+      if (next == Next::kMix) {
+        mix();
       } else {
-        for (size_t lane = begin; lane < stop; ++lane)
-          put(lane, t,
-              decode_byte(lane, buffers.logits.data() + (lane - begin) * kLogits, buffers));
+        take_stage(place, workspace, distribution);
       }
-      if (t % 64 == 0) check_truncation(begin, stop);
     }
   }
 
-  void predict(size_t t, size_t begin, size_t end, Buffers& buffers) {
+  void take_stage(Place& place, Workspace& workspace, Distribution& distribution) {
+    const size_t t = place.predicted / stages_;
+    Group& group = groups_[place.first_group + place.predicted % stages_];
+    predict(group, place.stage, t, workspace);
+    const bool last = place.stage + 1 == stages_, ends_step = last && !has_mixer(params_);
+    if (ends_step) {
+      decode(group, t, distribution);
+    } else if (last) {
+      find_weights(group, t);
+    }
+    group.done.fetch_add(ends_step ? 2 : 1, std::memory_order_release);
+    ++place.predicted;
+  }
+
+  // kMix: this thread has been given the turn.
+  Next look(const Place& place) {
+    const bool ended = place.predicted == pieces_.stride * stages_;
+    if (!ended) {
+      const size_t group = place.first_group + place.predicted % stages_;
+      if (done(group) == place.predicted / stages_ * (stages_ + 1) + place.stage)
+        return Next::kPredict;
+    }
+    if (!has_mixer(params_)) return ended ? Next::kEnd : Next::kNothing;
+    size_t turn = mixed_.load(std::memory_order_acquire);
+    if (turn == pieces_.stride * groups_.size()) return Next::kEnd;
+    const size_t predicted = turn / groups_.size() * (stages_ + 1) + stages_;
+    if (done(turn % groups_.size()) != predicted) return Next::kNothing;
+    return turns_.compare_exchange_strong(turn, turn + 1, std::memory_order_acq_rel)
+               ? Next::kMix
+               : Next::kNothing;
+  }
+
+  size_t done(size_t group) const { return groups_[group].done.load(std::memory_order_acquire); }
+
+  // The lanes of a group with a byte at position t end here.
+  size_t end(const Group& group, size_t t) const {
+    return std::max(group.begin, std::min(group.end, pieces_.active(t)));
+  }
+
+  void predict(Group& group, size_t stage, size_t t, Workspace& workspace) {
+    const size_t layers = model_.arch().n_layers, stop = end(group, t);
     Row rows[kTileRows];
-    for (size_t first = begin; first < end; first += kTileRows) {
-      const size_t count = std::min(kTileRows, end - first);
+    for (size_t first = group.begin; first < stop; first += kTileRows) {
+      const size_t count = std::min(kTileRows, stop - first), place = first - group.begin;
       for (size_t i = 0; i < count; ++i) {
         const size_t lane = first + i;
         rows[i] = {static_cast<uint32_t>(lane), static_cast<uint32_t>(t), histories_[lane]};
       }
-      forward(model_, {rows, count}, cache_, buffers.workspace,
-              buffers.logits.data() + (first - begin) * kLogits);
+      forward_part(model_, {rows, count}, layers * stage / stages_, layers * (stage + 1) / stages_,
+                   group.x.data() + place * model_.arch().d_model, cache_, workspace,
+                   group.logits.data() + place * kLogits);
     }
   }
 
-  // All that needs no turn is done before it.
-  void mix(Job& job, size_t group, size_t t, size_t begin, size_t end, Buffers& buffers) {
-    uint32_t* const weights = buffers.weights.data();
-    for (size_t i = 0; i < end - begin; ++i)
-      logits_to_weights(buffers.logits.data() + i * kLogits, kLogits, weights + i * kLogits);
-    const size_t turn = t * groups_ + group;
-    job.wait(group, [&] { return turn_.load(std::memory_order_acquire) == turn; });
-    for (size_t lane = begin; lane < end; ++lane) {
+  void find_weights(Group& group, size_t t) {
+    for (size_t i = 0; i < (end(group, t) - group.begin) * kLogits; i += kLogits)
+      logits_to_weights(group.logits.data() + i, kLogits, group.weights.data() + i);
+  }
+
+  void mix() {
+    const size_t turn = mixed_.load(std::memory_order_relaxed), t = turn / groups_.size();
+    Group& group = groups_[turn % groups_.size()];
+    const size_t stop = end(group, t);
+    for (size_t lane = group.begin; lane < stop; ++lane) {
       put(lane, t,
-          mixer_[0].decode_byte(static_cast<int>(lane), weights + (lane - begin) * kLogits,
+          mixer_[0].decode_byte(static_cast<int>(lane),
+                                group.weights.data() + (lane - group.begin) * kLogits,
                                 coders_[lane]));
     }
-    turn_.store(turn + 1, std::memory_order_release);
+    if (t % 64 == 0) check_truncation(group.begin, stop);
+    group.done.fetch_add(1, std::memory_order_release);
+    mixed_.store(turn + 1, std::memory_order_release);
   }
 
-  uint8_t decode_byte(size_t lane, const int32_t* logits, Buffers& buffers) {
+  void decode(Group& group, size_t t, Distribution& distribution) {
+    const size_t stop = end(group, t);
+    for (size_t lane = group.begin; lane < stop; ++lane)
+      put(lane, t,
+          decode_byte(lane, group.logits.data() + (lane - group.begin) * kLogits, distribution));
+    if (t % 64 == 0) check_truncation(group.begin, stop);
+  }
+
+  uint8_t decode_byte(size_t lane, const int32_t* logits, Distribution& distribution) {
     RangeDecoder& coder = coders_[lane];
-    buffers.distribution.assign(RowKind::kLogits, logits, kLogits);
-    const FoundSymbol found = buffers.distribution.find(coder.peek(kFreqBits));
+    distribution.assign(RowKind::kLogits, logits, kLogits);
+    const FoundSymbol found = distribution.find(coder.peek(kFreqBits));
     coder.consume(found.interval.lo, found.interval.freq, kFreqBits);
     return static_cast<uint8_t>(found.symbol);
   }
@@ -345,9 +442,11 @@ class FrameDecoder {
   std::vector<RangeDecoder> coders_;  // (lanes)
   std::vector<uint32_t> histories_;   // (lanes)
   Cache cache_;
-  const size_t groups_;
-  std::vector<Mixer> mixer_;     // one, with the mixer
-  std::atomic<size_t> turn_{0};  // step * groups + group
+  const size_t threads_, stages_;
+  std::deque<Group> groups_;      // (threads)
+  std::vector<Mixer> mixer_;      // one, with the mixer
+  std::atomic<size_t> turns_{0};  // step * groups + group: those that a thread has been given,
+  std::atomic<size_t> mixed_{0};  // and those that are over
 };
 
 }  // namespace
@@ -415,8 +514,9 @@ size_t frame_memory(const FrameParams& params, size_t raw_size, size_t lanes) {
   if (has_mixer(params)) bytes += mixer_memory(mixer_params(params), raw_size, lanes);
   if (params.model != nullptr) {
     // No more rows than lanes are worked on; threads round up, to twice as many at most.
+    const size_t x = params.model->arch().d_model * sizeof(int32_t);
     bytes += Cache::memory(*params.model, lanes) +
-             2 * lanes * (Workspace::memory(*params.model, 1) + 2 * kLogits * sizeof(int32_t));
+             2 * lanes * (Workspace::memory(*params.model, 1) + 2 * kLogits * sizeof(int32_t) + x);
   }
   return bytes;
 }

@@ -42,6 +42,9 @@ struct FrameParams {
   int table_bits = 0;                 // for those with the mixer: log2 of its memory
   MixerProfile profile = MixerProfile::kText;
   size_t threads = 1;
+  // Stages of the network when decoding; 0, or what is no divisor of the threads, or more than there
+  // are layers: what suits this CPU.
+  size_t stages = 0;
 };
 
 using Payloads = std::vector<std::vector<uint8_t>>;

@@ -173,6 +173,39 @@ void check_frames(const Case& c, const ExactModel& model) {
   }
 }
 
+// The network in stages, each of its own thread, of which some have no layer more than others; the
+// last step leaves groups without a lane.
+void check_stages(Random& rng) {
+  const Architecture architecture = {
+      64, 5, 4, 2, 16, 64, {8, 3, 16, 5, 12}, {{2, 8, 0, 32}, {3, 9, 32, 32}}};
+  const ExactModel model = test::RandomModel(architecture, 5).model();
+  constexpr size_t kLanes = 24;
+  std::vector<uint8_t> raw(kLanes * 70 + 3);
+  for (uint8_t& byte : raw) byte = static_cast<uint8_t>(97 + rng.below(5));
+  for (const Method method : {Method::kNetwork, Method::kNetworkMixer}) {
+    FrameParams params = {method, &model, 16, MixerProfile::kText, 1, 0};
+    const Payloads payloads = encode_frame(params, raw, kLanes);
+    for (size_t threads = 1; threads <= kLanes / 4; ++threads) {
+      for (size_t stages = 0; stages <= threads; ++stages) {
+        if (stages != 0 && threads % stages != 0) continue;
+        params.threads = threads, params.stages = stages;
+        std::vector<uint8_t> back(raw.size());
+        decode_frame(params, views(payloads), back);
+        CHECK(back == raw);
+        Payloads damaged = payloads;
+        damaged[rng.below(kLanes)].resize(3);
+        bool refused = false;
+        try {
+          decode_frame(params, views(damaged), back);
+        } catch (const CorruptError&) {
+          refused = true;
+        }
+        CHECK(refused);
+      }
+    }
+  }
+}
+
 // Payloads of any bytes: each is decoded to what it encodes, or refused.
 void check_garbage(const Case& c, const ExactModel& model) {
   Random random(c.seed);
@@ -319,6 +352,7 @@ int run(const char* path) {
   Random rng(1);
   for (const Kernel kernel : usable_kernels()) check_products(dot_kernel(kernel), rng);
   check_products(kDotSoftwareTiles, rng);
+  check_stages(rng);
   std::ifstream file(path);
   CHECK(file.is_open());
   int cases = 0;

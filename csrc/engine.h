@@ -15,7 +15,7 @@
 namespace lmzip {
 
 inline constexpr size_t kLogits = 256;
-inline constexpr size_t kTileRows = 32;  // rows of one call of forward(), at most
+inline constexpr size_t kTileRows = 64;  // rows of one call of forward(), at most
 
 struct Row {
   uint32_t lane;

@@ -9,7 +9,7 @@
 //   products  the products of one step alone, one after the other, as the engine calls them
 //   stages    everything else, each stage alone, on numbers that a real run has left behind
 //   step      forward() for ROWS lanes, one position each, all windows full
-//   prefill   forward() for one lane, 32 positions at a time
+//   prefill   forward() for one lane, as many positions at a time as the engine takes
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -147,7 +147,10 @@ class Bench {
     add_products();
     add_stages();
     items_.push_back({"step", [this] { step(); }, products(), {}});
-    items_.push_back({"prefill", [this] { prefill(); }, products() * 32 / rows_, {}});
+    items_.push_back({"prefill",
+                      [this] { prefill(); },
+                      products() * static_cast<double>(kTileRows) / rows_,
+                      {}});
     for (int round = 0; round < 15; ++round) {
       for (Item& item : items_) item.seconds.push_back(time_once(item.work));
     }
@@ -187,7 +190,7 @@ class Bench {
     if (prefill_workspace_ == nullptr)
       prefill_workspace_ = std::make_unique<Workspace>(model_, kTileRows);
     std::vector<Row> rows;
-    for (size_t i = 0; i < 32; ++i) {
+    for (size_t i = 0; i < kTileRows; ++i) {
       rows.push_back(
           {0, prefill_position_, static_cast<uint32_t>(test::place_hash(1, 0, prefill_position_))});
       ++prefill_position_;
@@ -294,7 +297,8 @@ class Bench {
       const double us = item.median() * 1e6;
       std::printf("%-24s %10.3f", item.name.c_str(), us);
       if (item.operations > 0) {
-        const double bytes = item.name == "prefill" ? 32.0 : static_cast<double>(rows_);
+        const double bytes =
+            item.name == "prefill" ? static_cast<double>(kTileRows) : static_cast<double>(rows_);
         if (item.name[0] != ' ') {
           std::printf(" %10.3f", us / bytes);
         } else {

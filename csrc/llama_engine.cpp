@@ -192,11 +192,9 @@ class LlamaForward {
 
   // 1 / the root mean square of a residual row.
   float root_mean_scale(const int32_t* row) const {
-    int32_t m = 0;
-    for (size_t i = 0; i < d_; ++i) m = std::max(m, row[i] < 0 ? -row[i] : row[i]);
-    const int s = std::max(0, static_cast<int>(std::bit_width(static_cast<uint32_t>(m))) - 24);
-    int64_t sum = arch_.epsilon >> 2 * s;
-    for (size_t i = 0; i < d_; ++i) sum += int64_t{row[i] >> s} * (row[i] >> s);
+    const auto m = static_cast<uint32_t>(stages_.peak(row, d_));
+    const int s = std::max(0, static_cast<int>(std::bit_width(m)) - 24);
+    const int64_t sum = (arch_.epsilon >> 2 * s) + stages_.squares(row, s, d_);
     return std::sqrt(static_cast<float>(d_) / static_cast<float>(std::max<int64_t>(sum, 1))) *
            std::ldexp(1.0f, -s);
   }
@@ -240,8 +238,7 @@ class LlamaForward {
     const float m = stages_.scale(u, norm.size() != 0 ? norm.data() : nullptr, d, y);
     const float r = stages_.quantize(y, m, 8191, d, own_.t.data());
     if (norm.size() == 0) return r * 0x1p-12f;
-    int64_t sum = arch_.head_epsilon;
-    for (size_t c = 0; c < d; ++c) sum += int64_t{u[c]} * u[c];
+    const int64_t sum = arch_.head_epsilon + stages_.squares(u, 0, d);
     return r * std::sqrt(static_cast<float>(d) / static_cast<float>(std::max<int64_t>(sum, 1)));
   }
 
@@ -331,8 +328,8 @@ class LlamaForward {
     stages_.add(sums, kPostLimit / m, product.scale.data(), d_, u);
     const float unit = std::clamp(m * (1.0f / kPostLimit) * r, 0x1p-40f, 0x1p60f);
     const float epsilon = static_cast<float>(arch_.epsilon) / (unit * unit);
-    auto total = static_cast<int64_t>(std::rint(std::min(epsilon, 0x1p60f)));
-    for (size_t i = 0; i < d_; ++i) total += int64_t{u[i]} * u[i];
+    const int64_t total =
+        static_cast<int64_t>(std::rint(std::min(epsilon, 0x1p60f))) + stages_.squares(u, 0, d_);
     const float c =
         std::sqrt(static_cast<float>(d_) / static_cast<float>(std::max<int64_t>(total, 1)));
     stages_.add(u, c * residual_, gain.data(), d_, x(row));

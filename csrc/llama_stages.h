@@ -57,6 +57,10 @@ struct LlamaStages {
   float (*scale)(const int32_t* x, const float* gain, size_t n, float* y);
   // the largest magnitude of y
   float (*largest)(const float* y, size_t n);
+  // the largest magnitude of x, which lies in +-(2^31 - 1)
+  int32_t (*peak)(const int32_t* x, size_t n);
+  // the sum of (x >> shift)^2, which lies below 2^63
+  int64_t (*squares)(const int32_t* x, int shift, size_t n);
   // quantize of section 4, given m: to int8 for limit 127, else to int16; returns the scale r
   float (*quantize)(const float* y, float m, int32_t limit, size_t n, void* q);
   // u = rint((f(acc) * r) * s) + bias

@@ -17,6 +17,9 @@ struct Avx2 {
   static constexpr size_t kLanes = 8;
   using Int = __m256i;
   using Float = __m256;
+  struct Long {
+    __m256i v;  // four
+  };
 
   static Int splat(int32_t a) { return _mm256_set1_epi32(a); }
   static Float splat(float a) { return _mm256_set1_ps(a); }
@@ -58,7 +61,7 @@ struct Avx2 {
   static Int shift_right(Int a) {
     return _mm256_srai_epi32(a, kBits);
   }
-  static Int shift_right(Int a, Int by) { return _mm256_srlv_epi32(a, by); }
+  static Int shift_right(Int a, Int by) { return _mm256_srav_epi32(a, by); }
   static Int look_up(const int32_t (&table)[32], Int place) {
     return _mm256_i32gather_epi32(table, place, 4);
   }
@@ -79,6 +82,18 @@ struct Avx2 {
     __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
     return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xB1)));
+  }
+
+  static Long zero() { return {_mm256_setzero_si256()}; }
+  // vpmuldq multiplies the even numbers; those behind them are moved into their places.
+  static Long add_squares(Long sum, Int a) {
+    const Int odd = _mm256_srli_epi64(a, 32);
+    const __m256i pairs = _mm256_add_epi64(_mm256_mul_epi32(a, a), _mm256_mul_epi32(odd, odd));
+    return {_mm256_add_epi64(sum.v, pairs)};
+  }
+  static int64_t sum(Long a) {
+    __m128i s = _mm_add_epi64(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+    return _mm_cvtsi128_si64(_mm_add_epi64(s, _mm_unpackhi_epi64(s, s)));
   }
 
   // |q| times k with q's sign, as in dot_avx2.cpp: no sum of two products saturates.

@@ -12,6 +12,7 @@ template <class S>
 struct LlamaStagesOf {
   using Int = typename S::Int;
   using Float = typename S::Float;
+  using Long = typename S::Long;               // sums of 64 bits, as many as S likes
   static constexpr size_t kLanes = S::kLanes;  // 8 or 16
   static constexpr int32_t kNever = -(1 << 30);
 
@@ -49,6 +50,21 @@ struct LlamaStagesOf {
     Float m = S::splat(0.0f);
     for (size_t i = 0; i < n; i += kLanes) m = S::max(m, S::abs(S::load(y + i)));
     return S::greatest(m);
+  }
+
+  static int32_t peak(const int32_t* x, size_t n) {
+    Int m = S::splat(0);
+    for (size_t i = 0; i < n; i += kLanes) m = S::max(m, S::abs(S::load(x + i)));
+    return S::greatest(m);
+  }
+
+  // No square is negative, so no part of the sum is greater than the whole.
+  static int64_t squares(const int32_t* x, int shift, size_t n) {
+    const Int by = S::splat(int32_t{shift});
+    Long sum = S::zero();
+    for (size_t i = 0; i < n; i += kLanes)
+      sum = S::add_squares(sum, S::shift_right(S::load(x + i), by));
+    return S::sum(sum);
   }
 
   // limit / m is off by less than 2^-24 of itself, so abs(y) * (limit / m) rounds to limit or less.
@@ -202,7 +218,8 @@ struct LlamaStagesOf {
   }
 
   static constexpr LlamaStages kernels() {
-    return {embed, scale, largest, quantize, heads, rotate, attend, add, gate, logits};
+    return {embed, scale,  largest, peak, squares, quantize,
+            heads, rotate, attend,  add,  gate,    logits};
   }
 };
 

@@ -15,6 +15,9 @@ struct Plain {
   struct Float {
     float v[kLanes];
   };
+  struct Long {
+    int64_t v[kLanes];
+  };
 
   template <typename To, typename Function>
   static To map(Function f) {
@@ -127,6 +130,18 @@ struct Plain {
   static int32_t sum(const Int& a) {
     int32_t total = 0;
     for (const int32_t v : a.v) total += v;
+    return total;
+  }
+
+  static Long zero() {
+    return map<Long>([](size_t) { return int64_t{0}; });
+  }
+  static Long add_squares(const Long& sum, const Int& a) {
+    return map<Long>([&](size_t i) { return sum.v[i] + int64_t{a.v[i]} * a.v[i]; });
+  }
+  static int64_t sum(const Long& a) {
+    int64_t total = 0;
+    for (const int64_t v : a.v) total += v;
     return total;
   }
 

@@ -17,6 +17,9 @@ struct Avx512 {
   static constexpr size_t kLanes = 16;
   using Int = __m512i;
   using Float = __m512;
+  struct Long {
+    __m512i v;  // eight
+  };
 
   static Int splat(int32_t a) { return _mm512_set1_epi32(a); }
   static Float splat(float a) { return _mm512_set1_ps(a); }
@@ -56,7 +59,7 @@ struct Avx512 {
   static Int shift_right(Int a) {
     return _mm512_srai_epi32(a, kBits);
   }
-  static Int shift_right(Int a, Int by) { return _mm512_srlv_epi32(a, by); }
+  static Int shift_right(Int a, Int by) { return _mm512_srav_epi32(a, by); }
   static Int look_up(const int32_t (&table)[32], Int place) {
     return _mm512_permutex2var_epi32(load(table), place, load(table + 16));
   }
@@ -66,6 +69,15 @@ struct Avx512 {
   static int32_t greatest(Int a) { return _mm512_reduce_max_epi32(a); }
   static float greatest(Float a) { return _mm512_reduce_max_ps(a); }
   static int32_t sum(Int a) { return _mm512_reduce_add_epi32(a); }
+
+  static Long zero() { return {_mm512_setzero_si512()}; }
+  // vpmuldq multiplies the even numbers; those behind them are moved into their places.
+  static Long add_squares(Long sum, Int a) {
+    const Int odd = _mm512_srli_epi64(a, 32);
+    const __m512i pairs = _mm512_add_epi64(_mm512_mul_epi32(a, a), _mm512_mul_epi32(odd, odd));
+    return {_mm512_add_epi64(sum.v, pairs)};
+  }
+  static int64_t sum(Long a) { return _mm512_reduce_add_epi64(a.v); }
 
   // While keys are read, values are fetched, and then the keys that come after them: into the level
   // 2 cache, for as many lines at once as level 1 may wait for would be too few.

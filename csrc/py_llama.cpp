@@ -186,7 +186,8 @@ py::list py_encode_tokens(const LlamaModel& model, const std::vector<uint32_t>& 
 }
 
 py::bytes py_decode_tokens(const LlamaModel& model, const std::vector<py::bytes>& payloads,
-                           size_t raw_size, size_t threads, const py::object& interrupt) {
+                           size_t raw_size, size_t threads, const py::object& interrupt,
+                           size_t team_size) {
   std::vector<std::span<const uint8_t>> views;
   for (const py::bytes& payload : payloads) {
     const std::string_view view = payload;
@@ -199,7 +200,9 @@ py::bytes py_decode_tokens(const LlamaModel& model, const std::vector<py::bytes>
   const std::span raw(reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(out.ptr())), raw_size);
   {
     const py::gil_scoped_release release;
-    decode_tokens(model, views, raw, threads, interrupt_by(interrupt));
+    const TokenTeams teams = team_size == 0 ? token_teams(views.size(), threads, model.kernel())
+                                            : TokenTeams{threads / team_size, team_size};
+    decode_tokens(model, views, raw, teams, interrupt_by(interrupt));
   }
   return out;
 }
@@ -226,8 +229,14 @@ void bind_llama(py::module_& m) {
   m.def("encode_tokens", &py_encode_tokens, py::arg("model"), py::arg("symbols"), py::arg("lanes"),
         py::arg("threads"), py::arg("interrupt") = py::none());
   m.def("decode_tokens", &py_decode_tokens, py::arg("model"), py::arg("payloads"),
-        py::arg("raw_size"), py::arg("threads"), py::arg("interrupt") = py::none());
-  m.def("most_token_threads", &most_token_threads, py::arg("lanes"));
+        py::arg("raw_size"), py::arg("threads"), py::arg("interrupt") = py::none(),
+        py::arg("team_size") = 0);
+  m.def(
+      "most_token_threads",
+      [](const LlamaModel& model, size_t lanes) {
+        return most_token_threads(lanes, model.kernel());
+      },
+      py::arg("model"), py::arg("lanes"));
   m.def("token_memory", &token_memory, py::arg("model"), py::arg("raw_size"), py::arg("lanes"));
 }
 

@@ -94,41 +94,41 @@ class TokenEncoder {
 
 // --- decoding ---
 
-// Lanes are shared by the threads, each of which takes a step with all of its own.  Where there are
-// not enough for two, threads take all lanes through the network as a team, and share what is left
-// to do: a step of few lanes waits for memory, and a team reads the weights once.  It meets 270
-// times in a step of 30 layers, though, so that on a busy machine threads of their own do better.
-// What the network says of a lane depends on its own tokens alone, so nobody waits for others' but
-// before its coders: there the frame must have learned from the step before, which the last thread
-// that is done with it sees to.
+// Lanes are shared by the teams, each of which takes a step with all of its own; within a team
+// threads share what is to do.  What the network says of a lane depends on its own tokens alone, so
+// nobody waits for others' but before its coders: there the frame must have learned from the step
+// before, which the last thread that is done with it sees to.
 class TokenDecoder {
  public:
   TokenDecoder(const LlamaModel& model, std::span<const std::span<const uint8_t>> payloads,
-               size_t raw_size, size_t threads)
+               size_t raw_size, TokenTeams teams)
       : model_(model),
         frame_(model, payloads, raw_size),
         cache_(model, payloads.size(), frame_.longest()),
-        n_teams_(teams(payloads.size(), std::clamp<size_t>(threads, 1, kMaxThreads))),
-        team_size_(n_teams_ > 1 ? 1 : std::clamp<size_t>(threads, 1, kMostTogether)),
-        steps_(n_teams_ * team_size_) {
-    const size_t rows = std::min((frame_.lanes() + n_teams_ - 1) / n_teams_, kLlamaRows);
-    for (size_t i = 0; i < n_teams_; ++i) teams_.emplace_back(model, rows, team_size_);
+        plan_(teams),
+        steps_(plan_.threads()) {
+    const size_t rows = team_rows(payloads.size(), plan_.teams);
+    for (size_t i = 0; i < plan_.teams; ++i) teams_.emplace_back(model, rows, plan_.size);
   }
 
   void run(std::span<uint8_t> raw, Interrupt interrupt) {
-    Job job(n_teams_ * team_size_, std::move(interrupt));
+    Job job(plan_.threads(), std::move(interrupt));
     run_threads(job, [&](size_t thread) { work(job, thread); });
     frame_.finish(raw);
   }
 
-  static constexpr size_t kMostTogether = 4;  // threads: memory is at its limit with fewer
-
-  static size_t teams(size_t lanes, size_t threads) {
-    return std::clamp<size_t>(lanes / kLeastShare, 1, threads);
+  // Bytes of the teams' buffers.
+  static size_t memory(const LlamaModel& model, size_t lanes, TokenTeams teams) {
+    const size_t rows = team_rows(lanes, teams.teams);
+    const size_t logits = rows * model.arch().vocabulary * sizeof(int32_t);
+    return teams.teams * (LlamaWorkspace::memory(model, rows, teams.size) + logits);
   }
 
  private:
-  static constexpr size_t kLeastShare = 2;  // lanes of a thread
+  // At a time.
+  static size_t team_rows(size_t lanes, size_t teams) {
+    return std::min((lanes + teams - 1) / teams, kLlamaRows);
+  }
 
   // One thread, or several that share lanes; so many rows at a time.
   struct Team {
@@ -156,11 +156,11 @@ class TokenDecoder {
   };
 
   void work(Job& job, size_t thread) {
-    const size_t place = thread / team_size_;
+    const size_t place = thread / plan_.size;
     Team& team = teams_[place];
-    Member member(thread % team_size_, team_size_, team.barrier, job, thread);
-    const size_t first = frame_.lanes() * place / n_teams_;
-    const size_t last = frame_.lanes() * (place + 1) / n_teams_;
+    Member member(thread % plan_.size, plan_.size, team.barrier, job, thread);
+    const size_t first = frame_.lanes() * place / plan_.teams;
+    const size_t last = frame_.lanes() * (place + 1) / plan_.teams;
     std::vector<LlamaRow> rows;
     for (size_t lane = first; lane < last; ++lane)
       rows.push_back({static_cast<uint32_t>(lane), 0, model_.arch().start});
@@ -191,10 +191,13 @@ class TokenDecoder {
   const LlamaModel& model_;
   TokenFrameDecoder frame_;
   LlamaCache cache_;
-  const size_t n_teams_, team_size_;
+  const TokenTeams plan_;
   std::deque<Team> teams_;
   Barrier steps_;
 };
+
+constexpr size_t kLeastShare = 2;  // lanes of a team
+constexpr size_t kAmxRows = 48;    // of a team, at most, where threads are few
 
 }  // namespace
 
@@ -207,24 +210,45 @@ Payloads encode_tokens(const LlamaModel& model, std::span<const uint32_t> symbol
 
 void decode_tokens(const LlamaModel& model, std::span<const std::span<const uint8_t>> payloads,
                    std::span<uint8_t> raw, size_t threads, Interrupt interrupt) {
-  if (payloads.empty()) throw std::invalid_argument("a frame has at least one lane");
-  TokenDecoder(model, payloads, raw.size(), threads).run(raw, std::move(interrupt));
+  const TokenTeams teams = token_teams(payloads.size(), threads, model.kernel());
+  decode_tokens(model, payloads, raw, teams, std::move(interrupt));
 }
 
-size_t most_token_threads(size_t lanes) {
-  const size_t teams = TokenDecoder::teams(lanes, kMaxThreads);
-  return teams > 1 ? teams : TokenDecoder::kMostTogether;
+void decode_tokens(const LlamaModel& model, std::span<const std::span<const uint8_t>> payloads,
+                   std::span<uint8_t> raw, TokenTeams teams, Interrupt interrupt) {
+  if (payloads.empty()) throw std::invalid_argument("a frame has at least one lane");
+  if (teams.teams == 0 || teams.teams > std::min(payloads.size(), kMaxThreads) || teams.size == 0 ||
+      teams.size > kMostTokenTeam)
+    throw std::invalid_argument("each team has 1 to 4 threads, and a lane at least");
+  TokenDecoder(model, payloads, raw.size(), teams).run(raw, std::move(interrupt));
+}
+
+// A step of few rows waits for memory, and a team reads the weights once.  It meets 270 times in a
+// step of 30 layers, though, so that on a busy machine threads of their own do better as soon as
+// products take about as long as the weights do to come: from some rows on, with AMX many.
+TokenTeams token_teams(size_t lanes, size_t threads, Kernel kernel) {
+  threads = std::clamp<size_t>(threads, 1, kMaxThreads);
+  const size_t most = std::clamp<size_t>(lanes / kLeastShare, 1, threads);
+  if (kernel != Kernel::kAmx) return {most, most > 1 ? 1 : std::min(threads, kMostTokenTeam)};
+  const size_t wanted = std::min(most, (lanes + kAmxRows - 1) / kAmxRows);
+  const size_t size = std::min(threads / wanted, kMostTokenTeam);
+  return {std::min(most, threads / size), size};
+}
+
+size_t most_token_threads(size_t lanes, Kernel kernel) {
+  return token_teams(lanes, kMaxThreads, kernel).threads();
 }
 
 size_t token_memory(const LlamaModel& model, size_t raw_size, size_t lanes) {
   constexpr size_t kLaneState = 1 << 15;  // its candidates: 532 at most
-  const size_t logits = model.arch().vocabulary * sizeof(int32_t);
-  const size_t rows = std::min(lanes, kLlamaRows);
-  const size_t team =
-      LlamaWorkspace::memory(model, rows, TokenDecoder::kMostTogether) + rows * logits;
-  // Threads round up the rows that are worked on, to less than twice as many as lanes.
-  const size_t apart = 2 * lanes * (LlamaWorkspace::memory(model, 1) + logits);
-  return LlamaCache::memory(model, lanes, (raw_size + lanes - 1) / lanes) + std::max(team, apart) +
+  size_t working = 0;
+  for (const Kernel kernel : {Kernel::kPortable, Kernel::kAmx}) {
+    for (size_t threads = 1; threads <= kMaxThreads; ++threads) {
+      const TokenTeams teams = token_teams(lanes, threads, kernel);
+      working = std::max(working, TokenDecoder::memory(model, lanes, teams));
+    }
+  }
+  return LlamaCache::memory(model, lanes, (raw_size + lanes - 1) / lanes) + working +
          lanes * kLaneState + 3 * raw_size + Recall::memory() +
          TokenChoice::memory(model.arch().vocabulary);
 }

@@ -22,16 +22,34 @@ namespace lmzip {
 Payloads encode_tokens(const LlamaModel& model, std::span<const uint32_t> symbols, size_t lanes,
                        size_t threads, Interrupt interrupt = {});
 
+// How decoding shares lanes: each team has its own, which its threads take through the network
+// together.
+struct TokenTeams {
+  size_t teams;
+  size_t size;  // threads of a team, 1 to kMostTokenTeam
+
+  size_t threads() const { return teams * size; }
+};
+
+inline constexpr size_t kMostTokenTeam = 4;  // memory is at its limit with fewer
+
+// What is best for so many lanes and at most so many threads, at least one.
+TokenTeams token_teams(size_t lanes, size_t threads, Kernel kernel);
+
 // One payload for each lane, at least one.  Any payloads are safe; throws CorruptError if one of
 // them is not the encoding of what was decoded from it.
 void decode_tokens(const LlamaModel& model, std::span<const std::span<const uint8_t>> payloads,
                    std::span<uint8_t> raw, size_t threads, Interrupt interrupt = {});
 
-// Threads that can be of use for decoding so many lanes: no more are started.
-size_t most_token_threads(size_t lanes);
+// The same by these teams, of which each has a lane at least.
+void decode_tokens(const LlamaModel& model, std::span<const std::span<const uint8_t>> payloads,
+                   std::span<uint8_t> raw, TokenTeams teams, Interrupt interrupt = {});
 
-// Bytes that decoding takes at most beside raw bytes, payloads and model, for any number of
-// threads.
+// Threads that can be of use for decoding so many lanes: no more are started.
+size_t most_token_threads(size_t lanes, Kernel kernel);
+
+// Bytes that decoding takes at most beside raw bytes, payloads and model, for any number of threads
+// and any kernel.
 size_t token_memory(const LlamaModel& model, size_t raw_size, size_t lanes);
 
 }  // namespace lmzip

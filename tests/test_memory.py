@@ -128,7 +128,7 @@ model = large_vocabulary()
 payloads = [bytes.fromhex(text) for text in json.loads(sys.argv[2])]
 pathlib.Path("/proc/self/clear_refs").write_text("5")
 before = status("VmRSS")
-_core.decode_tokens(model, payloads, RAW_SIZE, 2)
+_core.decode_tokens(model, payloads, RAW_SIZE, THREADS, None, TEAM_SIZE)
 print(status("VmHWM") - before)
 """
 
@@ -141,14 +141,18 @@ def large_vocabulary() -> _core.LlamaModel:
 
 
 @linux_only
-@pytest.mark.parametrize("lanes", [1, 9, 40])
-def test_rows_of_large_vocabularies_are_counted(lanes: int) -> None:
+@pytest.mark.parametrize(
+    ("lanes", "threads", "team_size"), [(1, 2, 0), (9, 2, 0), (40, 2, 0), (40, 2, 2), (9, 8, 4)]
+)
+def test_rows_of_large_vocabularies_are_counted(lanes: int, threads: int, team_size: int) -> None:
     model = large_vocabulary()
     raw = b"ab" * lanes
     tokens = token_table(small_llama())
     symbols = [tokens.index(b"a"), tokens.index(b"b")] * lanes
     payloads = [p.hex() for p in _core.encode_tokens(model, symbols, lanes, 2)]
-    code = (STATUS + DECODE_TOKENS).replace("RAW_SIZE", str(len(raw)))
+    code = STATUS + DECODE_TOKENS
+    for name, value in {"RAW_SIZE": len(raw), "THREADS": threads, "TEAM_SIZE": team_size}.items():
+        code = code.replace(name, str(value))
     command = [sys.executable, "-c", code, str(Path(__file__).parent), json.dumps(payloads)]
     child = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
     bound = _core.token_memory(model, len(raw), lanes)

@@ -147,10 +147,27 @@ def test_a_team_of_threads_decodes_what_one_thread_does(
     usable = [i for i, t in enumerate(made.tokens) if t]
     symbols = np.random.default_rng(6).choice(usable, 100).tolist()
     raw = b"".join(made.tokens[s] for s in symbols)
-    for lanes, threads in ((1, 2), (3, 2), (2, 4), (5, 2)):  # up to three lanes: a team
+    for lanes, threads, team_size in (
+        (1, 2, 2),
+        (3, 2, 2),
+        (5, 2, 2),
+        (2, 4, 4),
+        (5, 2, 0),
+        (5, 4, 2),
+        (7, 9, 3),
+        (70, 2, 2),  # more rows than are taken at once
+    ):
         payloads = _core.encode_tokens(model, symbols, lanes, 1)
         assert _core.decode_tokens(model, payloads, len(raw), 1) == raw
-        assert _core.decode_tokens(model, payloads, len(raw), threads) == raw
+        assert _core.decode_tokens(model, payloads, len(raw), threads, None, team_size) == raw
+
+
+def test_teams_without_lanes_are_refused() -> None:
+    symbols = some_symbols(9, 3)
+    payloads = _core.encode_tokens(NATIVE, symbols, 2, 1)
+    for threads, team_size in ((3, 1), (5, 5), (1, 2)):
+        with pytest.raises(ValueError, match="each team has"):
+            _core.decode_tokens(NATIVE, payloads, len(raw_of(symbols)), threads, None, team_size)
 
 
 @given(st.binary(max_size=400), st.integers(1, 9), st.sampled_from(KERNELS), st.integers(1, 4))

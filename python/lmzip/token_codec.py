@@ -81,6 +81,6 @@ class TokenCodec:
             return _core.encode_tokens(self.native, symbols, lanes, threads, check_abandoned)
 
     def decode_frame(self, payloads: Sequence[bytes], raw_size: int) -> bytes:
-        most = _core.most_token_threads(len(payloads))
+        most = _core.most_token_threads(self.native, len(payloads))
         with self._threads.take(sum(map(len, payloads)), most) as threads:
             return _core.decode_tokens(self.native, payloads, raw_size, threads, check_abandoned)

@@ -312,7 +312,44 @@ void check_codec() {
       decode_tokens(model, views, raw, threads);
       CHECK(raw == expected);
     }
+    for (const TokenTeams teams : {TokenTeams{1, 3}, TokenTeams{2, 2}, TokenTeams{3, 4}}) {
+      if (teams.teams > frame.lanes) continue;
+      Bytes raw(expected.size());
+      decode_tokens(model, views, raw, teams);
+      CHECK(raw == expected);
+    }
   }
+}
+
+void check_teams(size_t lanes, size_t threads, Kernel kernel, size_t teams, size_t size) {
+  const TokenTeams made = token_teams(lanes, threads, kernel);
+  CHECK(made.teams == teams && made.size == size);
+}
+
+void check_teams() {
+  for (const Kernel kernel : {Kernel::kPortable, Kernel::kVnni, Kernel::kAmx, Kernel::kDotprod}) {
+    for (size_t lanes = 1; lanes <= 300; ++lanes) {
+      size_t most = 0;
+      for (size_t threads = 0; threads <= 300; ++threads) {
+        const TokenTeams made = token_teams(lanes, threads, kernel);
+        CHECK(made.teams >= 1 && made.teams <= lanes && made.size >= 1);
+        CHECK(made.size <= kMostTokenTeam && made.threads() <= std::max<size_t>(threads, 1));
+        most = std::max(most, made.threads());
+      }
+      CHECK(most_token_threads(lanes, kernel) == most);
+    }
+    check_teams(1, 8, kernel, 1, 4);
+    check_teams(3, 2, kernel, 1, 2);
+    check_teams(64, 1, kernel, 1, 1);
+  }
+  check_teams(64, 2, Kernel::kVnni, 2, 1);
+  check_teams(4, 8, Kernel::kVnni, 2, 1);
+  check_teams(48, 2, Kernel::kAmx, 1, 2);
+  check_teams(96, 2, Kernel::kAmx, 2, 1);
+  check_teams(96, 3, Kernel::kAmx, 3, 1);
+  check_teams(96, 4, Kernel::kAmx, 2, 2);
+  check_teams(12, 16, Kernel::kAmx, 4, 4);
+  check_teams(4, 16, Kernel::kAmx, 2, 4);
 }
 
 }  // namespace
@@ -321,4 +358,5 @@ void check_codec() {
 int main() {
   lmzip::check_tokens();
   lmzip::check_codec();
+  lmzip::check_teams();
 }

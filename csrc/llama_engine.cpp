@@ -127,7 +127,7 @@ class LlamaForward {
 
   // Between two meetings a thread writes its own rows, or its own outputs of all rows, or its own
   // heads, and reads what was written before the first.
-  void run(int32_t* logits, LayerGate* gate) {
+  void run(LayerGate* gate) {
     embed();
     for (size_t i = 0; i < arch_.n_layers; ++i) {
       const LlamaLayer& layer = model_.layers()[i];
@@ -139,7 +139,38 @@ class LlamaForward {
       project(layer);
       feed_forward(layer);
     }
-    make_logits(logits);
+    normalize(model_.head_norm(), model_.head()[0]);
+    team_.meet();
+  }
+
+  // After run(), of rows first to first + count.  A thread's outputs become logits as they are:
+  // nobody else asks for them.
+  void make_logits(size_t first, size_t count, int32_t* logits) {
+    const size_t vocabulary = arch_.vocabulary;
+    for (size_t block = 0; block < model_.head().size(); ++block) {
+      const Product& head = model_.head()[block];
+      // The last block may be smaller, and others' sums still lie where this thread's will.
+      if (block > 0 && head.weight.outputs != model_.head()[0].weight.outputs) team_.meet();
+      const auto [begin, end] = multiply_part(head, first, count);
+      const size_t all = block * kHeadBlock + begin;
+      if (begin >= end || all >= vocabulary) continue;
+      for (size_t row = 0; row < count; ++row) {
+        // Padded outputs would be written past the row: it is done in place, and copied.
+        int32_t* sums = acc(head, row) + begin;
+        int32_t* to = logits + row * vocabulary + all;
+        const size_t n = end - begin, size = std::min(n, vocabulary - all);
+        const float r = w_.r[first + row];
+        stages_.logits(sums, r, head.scale.data() + begin, n, size == n ? to : sums);
+        if (size != n) std::copy_n(sums, size, to);
+      }
+    }
+    team_.meet();
+    const auto [begin, end] = team_.part(count);
+    for (size_t row = begin; row < end; ++row) {
+      for (const uint32_t id : model_.unused_tokens())
+        logits[row * vocabulary + id] = -kLlamaLogitMax;
+    }
+    team_.meet();
   }
 
  private:
@@ -153,15 +184,22 @@ class LlamaForward {
   // All rows' inputs are there when it begins, all outputs when it returns.
   void multiply(const Product& product) {
     team_.meet();
-    multiply_part(product);
+    multiply_part(product, 0, rows_.size());
     team_.meet();
   }
 
-  // Returns which outputs this thread has made.
-  std::pair<size_t, size_t> multiply_part(const Product& product) {
+  // The row's input of the product.
+  void* q(const Product& product, size_t row) {
+    const size_t at = row * product.weight.inputs;
+    if (product.weight.input == Input::kInt8) return reinterpret_cast<int8_t*>(w_.q.data()) + at;
+    return w_.q.data() + at;
+  }
+
+  // Of `count` rows, whose sums come first.  Returns which outputs this thread has made.
+  std::pair<size_t, size_t> multiply_part(const Product& product, size_t first, size_t count) {
     const auto [begin, end] = team_.part(product.weight.outputs, kTeamOutputs);
     if (begin < end) {
-      model_.dot().multiply(product.weight.part(begin, end), w_.q.data(), rows_.size(),
+      model_.dot().multiply(product.weight.part(begin, end), q(product, first), count,
                             w_.acc.data() + begin, own_.scratch.data());
     }
     return {begin, end};
@@ -170,9 +208,8 @@ class LlamaForward {
   // y (inputs) with the largest magnitude m -> the row's input of the product; returns r.
   float quantize(const float* y, float m, const Product& product, size_t row) {
     const size_t n = product.weight.inputs;
-    if (product.weight.input == Input::kInt8)
-      return stages_.quantize(y, m, 127, n, reinterpret_cast<int8_t*>(w_.q.data()) + row * n);
-    return stages_.quantize(y, m, wide_limit(n, 8191), n, w_.q.data() + row * n);
+    const int32_t limit = product.weight.input == Input::kInt8 ? 127 : wide_limit(n, 8191);
+    return stages_.quantize(y, m, limit, n, q(product, row));
   }
 
   void embed() {
@@ -351,35 +388,6 @@ class LlamaForward {
       add(layer.down, layer.mlp_post_norm, row, w_.r[row]);
   }
 
-  // A thread's outputs become logits as they are: nobody else asks for them.
-  void make_logits(int32_t* logits) {
-    const size_t vocabulary = arch_.vocabulary;
-    normalize(model_.head_norm(), model_.head()[0]);
-    team_.meet();
-    for (size_t block = 0; block < model_.head().size(); ++block) {
-      const Product& head = model_.head()[block];
-      // The last block may be smaller, and others' sums still lie where this thread's will.
-      if (block > 0 && head.weight.outputs != model_.head()[0].weight.outputs) team_.meet();
-      const auto [begin, end] = multiply_part(head);
-      const size_t all = block * kHeadBlock + begin;
-      if (begin >= end || all >= vocabulary) continue;
-      for (size_t row = 0; row < rows_.size(); ++row) {
-        // Padded outputs would be written past the row: it is done in place, and copied.
-        int32_t* sums = acc(head, row) + begin;
-        int32_t* to = logits + row * vocabulary + all;
-        const size_t n = end - begin, size = std::min(n, vocabulary - all);
-        stages_.logits(sums, w_.r[row], head.scale.data() + begin, n, size == n ? to : sums);
-        if (size != n) std::copy_n(sums, size, to);
-      }
-    }
-    team_.meet();
-    for (size_t row = first_; row < last_; ++row) {
-      for (const uint32_t id : model_.unused_tokens())
-        logits[row * vocabulary + id] = -kLlamaLogitMax;
-    }
-    team_.meet();
-  }
-
   const LlamaModel& model_;
   const LlamaArchitecture& arch_;
   const LlamaStages& stages_;
@@ -404,15 +412,31 @@ struct Alone : LlamaTeam {
 
 void llama_forward(const LlamaModel& model, std::span<const LlamaRow> rows, LlamaCache& cache,
                    LlamaWorkspace& workspace, int32_t* logits, LayerGate* gate) {
+  llama_forward(model, rows, cache, workspace, logits, gate, rows.size(), [](size_t, size_t) {});
+}
+
+void llama_forward(const LlamaModel& model, std::span<const LlamaRow> rows, LlamaCache& cache,
+                   LlamaWorkspace& workspace, int32_t* logits, LayerGate* gate, size_t part,
+                   const TakeLogits& take) {
   assert(rows.size() <= kLlamaRows);
+  if (rows.empty()) return;
   Alone alone;
-  if (!rows.empty()) LlamaForward(model, rows, cache, workspace, alone).run(logits, gate);
+  LlamaForward forward(model, rows, cache, workspace, alone);
+  forward.run(gate);
+  for (size_t first = 0; first < rows.size(); first += part) {
+    const size_t count = std::min(part, rows.size() - first);
+    forward.make_logits(first, count, logits);
+    take(first, count);
+  }
 }
 
 void llama_forward(const LlamaModel& model, std::span<const LlamaRow> rows, LlamaCache& cache,
                    LlamaWorkspace& workspace, int32_t* logits, LlamaTeam& team) {
   assert(rows.size() <= kLlamaRows);
-  if (!rows.empty()) LlamaForward(model, rows, cache, workspace, team).run(logits, nullptr);
+  if (rows.empty()) return;
+  LlamaForward forward(model, rows, cache, workspace, team);
+  forward.run(nullptr);
+  forward.make_logits(0, rows.size(), logits);
 }
 
 }  // namespace lmzip

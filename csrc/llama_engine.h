@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -16,7 +17,7 @@
 
 namespace lmzip {
 
-inline constexpr size_t kLlamaRows = 64;  // of one call, at most
+inline constexpr size_t kLlamaRows = 256;  // of one call, at most
 
 struct LlamaRow {
   uint32_t lane;
@@ -123,7 +124,14 @@ class LlamaTeam {
 void llama_forward(const LlamaModel& model, std::span<const LlamaRow> rows, LlamaCache& cache,
                    LlamaWorkspace& workspace, int32_t* logits, LayerGate* gate = nullptr);
 
-// The same by a team, all of which call it with the same arguments but their own `team`; of
+// The same where logits of all rows at once would take too much room: take(first, count) finds
+// those of so many rows, at most `part`, in logits (part, vocabulary).
+using TakeLogits = std::function<void(size_t first, size_t count)>;
+void llama_forward(const LlamaModel& model, std::span<const LlamaRow> rows, LlamaCache& cache,
+                   LlamaWorkspace& workspace, int32_t* logits, LayerGate* gate, size_t part,
+                   const TakeLogits& take);
+
+// The first by a team, all of which call it with the same arguments but their own `team`; of
 // each lane there is one row.  Returns when all logits are there.
 void llama_forward(const LlamaModel& model, std::span<const LlamaRow> rows, LlamaCache& cache,
                    LlamaWorkspace& workspace, int32_t* logits, LlamaTeam& team);

@@ -102,7 +102,7 @@ class LlamaEngine {
 
   void step(const uint32_t* ids, size_t count, size_t t, int32_t* logits) {
     const size_t vocabulary = model_->arch().vocabulary;
-    AlignedArray<int32_t> out(kLlamaRows * vocabulary);
+    AlignedArray<int32_t> out(std::min(kLlamaRows, cache_.lanes()) * vocabulary);
     std::vector<LlamaRow> rows;
     for (size_t first = 0; first < cache_.lanes(); first += rows.size()) {
       rows.clear();

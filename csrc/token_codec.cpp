@@ -26,11 +26,12 @@ class TokenEncoder {
       : model_(model),
         frame_(model, symbols, lanes),
         gates_per_lane_(model.arch().n_layers),
-        gates_(lanes * gates_per_lane_) {
+        gates_(lanes * gates_per_lane_),
+        band_(band(symbols.size(), threads)) {
     const size_t caches = std::min(lanes, threads + 1);
     for (size_t lane = 0; lane < lanes; ++lane) {
       const size_t before = lane < caches ? kNone : lane - caches;
-      for (size_t begin = 0; begin < frame_.size(lane); begin += kLlamaRows)
+      for (size_t begin = 0; begin < frame_.size(lane); begin += band_)
         tasks_.push_back({lane, begin, lane % caches, before});
     }
     threads_ = std::clamp<size_t>(threads, 1, std::max<size_t>(tasks_.size(), 1));
@@ -45,14 +46,23 @@ class TokenEncoder {
 
  private:
   static constexpr size_t kNone = ~size_t{0};
+  static constexpr size_t kPart = 64;  // positions whose logits are there at a time
+
+  // The more positions, the fewer times weights are read from memory; but threads that have no lane
+  // of their own wait for the bands before.
+  static size_t band(size_t symbols, size_t threads) {
+    constexpr size_t kTasks = 4;  // of a thread, at least
+    return std::clamp(symbols / (kTasks * std::max<size_t>(threads, 1)), kPart, kLlamaRows) /
+           kPart * kPart;
+  }
   struct Task {
     size_t lane, begin;
     size_t cache, before;  // which cache, and whose it was before
   };
 
   void work(Job& job, size_t thread) {
-    LlamaWorkspace workspace(model_, kLlamaRows);
-    AlignedArray<int32_t> logits(kLlamaRows * model_.arch().vocabulary);
+    LlamaWorkspace workspace(model_, band_);
+    AlignedArray<int32_t> logits(kPart * model_.arch().vocabulary);
     for (size_t i; (i = next_task_.fetch_add(1)) < tasks_.size();) {
       job.check(thread);
       predict_band(job, thread, tasks_[i], workspace, logits.data());
@@ -61,7 +71,7 @@ class TokenEncoder {
 
   void predict_band(Job& job, size_t thread, const Task& task, LlamaWorkspace& workspace,
                     int32_t* logits) {
-    const size_t begin = task.begin, end = std::min(begin + kLlamaRows, frame_.size(task.lane));
+    const size_t begin = task.begin, end = std::min(begin + band_, frame_.size(task.lane));
     LlamaRow rows[kLlamaRows];
     for (size_t t = begin; t < end; ++t) {
       rows[t - begin] = {static_cast<uint32_t>(task.cache), static_cast<uint32_t>(t),
@@ -70,10 +80,14 @@ class TokenEncoder {
     if (task.before != kNone) job.wait(thread, [&] { return is_done(task.before); });
     LaneProgress gate(job, thread, &gates_[task.lane * gates_per_lane_],
                       static_cast<uint32_t>(begin), static_cast<uint32_t>(end));
-    llama_forward(model_, {rows, end - begin}, cache_[0], workspace, logits, &gate);
     Distribution distribution;
-    for (size_t t = begin; t < end; ++t)
-      frame_.predict(task.lane, t, logits + (t - begin) * model_.arch().vocabulary, distribution);
+    const auto predict = [&](size_t first, size_t count) {
+      for (size_t i = 0; i < count; ++i) {
+        int32_t* row = logits + i * model_.arch().vocabulary;
+        frame_.predict(task.lane, begin + first + i, row, distribution);
+      }
+    };
+    llama_forward(model_, {rows, end - begin}, cache_[0], workspace, logits, &gate, kPart, predict);
   }
 
   // Whether all bands of a lane have passed the last layer's attention.
@@ -86,6 +100,7 @@ class TokenEncoder {
   TokenFrameEncoder frame_;
   const size_t gates_per_lane_;
   std::vector<std::atomic<uint32_t>> gates_;  // (lanes, n_layers)
+  const size_t band_;                         // positions of a task
   std::vector<Task> tasks_;
   std::atomic<size_t> next_task_{0};
   size_t threads_;
@@ -127,7 +142,8 @@ class TokenDecoder {
  private:
   // At a time.
   static size_t team_rows(size_t lanes, size_t teams) {
-    return std::min((lanes + teams - 1) / teams, kLlamaRows);
+    constexpr size_t kMostRows = 64;  // more were no faster, with as many lanes and more logits
+    return std::min((lanes + teams - 1) / teams, kMostRows);
   }
 
   // One thread, or several that share lanes; so many rows at a time.

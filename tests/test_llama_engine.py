@@ -108,11 +108,20 @@ def test_extreme_weights_do_not_overflow() -> None:
 
 def test_a_lane_does_not_see_its_neighbors() -> None:
     model = random_llama(small_llama(), 1)
-    packed, tokens = native(model), some_tokens(model, 70, seed=2)
-    together = _core.LlamaEngine(packed, 70, POSITIONS).feed(tokens, by_step=True)
-    for lane in (0, 63, 64, 69):
+    packed, tokens = native(model), some_tokens(model, 260, seed=2)
+    together = _core.LlamaEngine(packed, 260, POSITIONS).feed(tokens, by_step=True)
+    for lane in (0, 63, 255, 256, 259):
         alone = _core.LlamaEngine(packed, 1, POSITIONS).feed(tokens[lane : lane + 1])
         np.testing.assert_array_equal(together[lane : lane + 1], alone)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_runs_of_many_positions_equal_steps(kernel: str) -> None:
+    model = random_llama(small_llama(), 1)
+    tokens = np.concatenate([some_tokens(model, 1, seed) for seed in range(8)], axis=1)
+    packed, size = native(model, kernel), tokens.shape[1]
+    stepped, whole = (_core.LlamaEngine(packed, 1, size) for _ in range(2))
+    np.testing.assert_array_equal(whole.feed(tokens), stepped.feed(tokens, by_step=True))
 
 
 def test_model_that_does_not_fit_is_refused() -> None:

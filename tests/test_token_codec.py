@@ -162,6 +162,18 @@ def test_a_team_of_threads_decodes_what_one_thread_does(
         assert _core.decode_tokens(model, payloads, len(raw), threads, None, team_size) == raw
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_long_lanes_do_not_depend_on_the_number_of_threads(kernel: str) -> None:
+    """One thread takes 256 positions at once and makes 64 logits of them at a time, others less."""
+    symbols = some_symbols(1100, 5)
+    raw, model = raw_of(symbols), native(kernel)
+    for lanes in (1, 3):
+        payloads = _core.encode_tokens(model, symbols, lanes, 1)
+        assert _core.decode_tokens(model, payloads, len(raw), 2) == raw
+        for threads in (2, 3):
+            assert _core.encode_tokens(model, symbols, lanes, threads) == payloads
+
+
 def test_teams_without_lanes_are_refused() -> None:
     symbols = some_symbols(9, 3)
     payloads = _core.encode_tokens(NATIVE, symbols, 2, 1)

@@ -48,11 +48,14 @@ bool has_avx_vnni() {
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & 1u << 4) != 0;
 }
 
-// Nor "amx-int8".  Linux gives a process its tiles, 8 KiB more in every frame of a signal, only
-// when asked.  The permission is for all its threads and its children; it may be refused, and is
-// where a signal stack would be too small for the frame.
+// Nor "amx-int8".  Linux gives a process its tiles only when asked, for all its threads and its
+// children, since they make a signal's frame 8 KiB larger: it refuses where a signal stack is too
+// small for that, and refuses such stacks from then on.  So nobody asks where LMZIP_KERNEL wants
+// something else.
 bool may_use_amx() {
 #if defined(__linux__)
+  const char* forced = std::getenv("LMZIP_KERNEL");
+  if (forced != nullptr && *forced != '\0' && std::string_view(forced) != "amx") return false;
   constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
   unsigned a, b, c, d;

@@ -41,7 +41,7 @@ Kernel active_kernel();
 // Throws as active_kernel() does.
 void set_active_kernel(std::string_view name);
 
-// Bytes of a core's level 2 cache, 0 where that cannot be known.
+// Bytes of a core's level 2 cache, which it may share with others; 0 where that cannot be known.
 size_t level_2_cache();
 
 }  // namespace lmzip

@@ -67,12 +67,14 @@ struct AmxDot {
   static void store_panel(const Block& b) {
     int32_t* out = b.out[0] + Panel * kPanel;
     if constexpr (Split) {
-      alignas(64) int32_t hi[kTileRows * kPanel], lo[kTileRows * kPanel];
+      // Unsigned, for 128 hi alone may wrap.
+      alignas(64) uint32_t hi[kTileRows * kPanel], lo[kTileRows * kPanel];
       T::template store<Panel>(hi, 4 * kPanel);
       T::template store<Panels + Panel>(lo, 4 * kPanel);
       for (size_t r = 0; r < b.rows; ++r) {
         for (size_t i = 0; i < kPanel; ++i)
-          out[r * b.stride + i] = 128 * hi[r * kPanel + i] + lo[r * kPanel + i];
+          out[r * b.stride + i] =
+              static_cast<int32_t>(128 * hi[r * kPanel + i] + lo[r * kPanel + i]);
       }
     } else {
       T::template store<Panel>(out, 4 * b.stride);

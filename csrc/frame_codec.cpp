@@ -18,7 +18,8 @@ namespace lmzip {
 namespace {
 
 constexpr size_t kBand = kTileRows;     // positions that are encoded at once
-constexpr size_t kMinGroup = 4;         // lanes that are worth a thread when decoding
+constexpr size_t kMinGroup = 4;         // lanes that are worth a thread, or a pipeline, decoding
+constexpr size_t kMostStages = 4;       // of a pipeline
 constexpr size_t kSlots = 3;            // bands whose opinions wait for the mixer
 constexpr size_t kMostPredicting = 16;  // threads: one mixes no faster than some 14 predict
 
@@ -220,32 +221,48 @@ class FrameEncoder {
 
 // --- decoding ---
 
-// Into how many stages to cut the network for so many threads, a divisor of them: the fewest whose
-// weights stay in a level 2 cache, beside what else passes through it; 1 if there are none.
-size_t stages_for(const FrameParams& params, size_t threads) {
-  const ExactModel& model = *params.model;
-  const size_t layers = model.arch().n_layers;
+// How the threads that decode a frame share it: so many pipelines, of so many stages each.
+struct DecodingPlan {
+  size_t pipelines, stages;
+
+  size_t threads() const { return pipelines * stages; }
+};
+
+// Bytes of the weights of a stage.
+size_t stage_weights(const ExactModel& model, size_t stages) {
   const auto bytes = [](const Product& p) { return p.weight.outputs * p.weight.inputs; };
   size_t layer = 0;
   for (const Layer& l : model.layers())
     layer = std::max(layer, bytes(l.qkv) + bytes(l.out) + bytes(l.up) + bytes(l.down));
-  if (params.stages != 0 && params.stages <= layers && threads % params.stages == 0)
-    return params.stages;
-  for (size_t stages = 2; stages <= std::min(threads, layers); ++stages) {
-    const size_t weights = (layers + stages - 1) / stages * layer + bytes(model.head());
-    if (threads % stages == 0 && weights <= level_2_cache() / 4 * 3) return stages;
-  }
-  return 1;
+  return model.layers().size() / stages * layer + bytes(model.head());
 }
 
-// Lanes are cut into groups of neighbors, as many as there are threads, of at least kMinGroup
-// lanes: for fewer rows the products take as long as the weights take to come from the outer
-// caches, so that two threads with two lanes each are as fast as one thread with four.
+// The fewest stages, all of as many layers, whose weights stay in a level 2 cache, beside what else
+// passes through it; one, if there are none for so many threads, or if too many threads would be
+// left over.
+DecodingPlan decoding_plan(const FrameParams& params, size_t lanes, size_t threads) {
+  if (params.method == Method::kMixer) return {1, 1};
+  const ExactModel& model = *params.model;
+  const size_t layers = model.arch().n_layers, most = std::max<size_t>(lanes / kMinGroup, 1);
+  const DecodingPlan apart = {std::min(threads, most), 1};
+  if (params.stages != 0 && params.stages <= std::min(threads, layers))
+    return {std::min(threads / params.stages, most), params.stages};
+  for (size_t stages = 1; stages <= std::min({threads, layers, kMostStages}); ++stages) {
+    if (layers % stages != 0 || stage_weights(model, stages) > level_2_cache() / 4 * 3) continue;
+    const DecodingPlan plan = {std::min(threads / stages, most), stages};
+    return 4 * plan.threads() >= 3 * apart.threads() ? plan : apart;
+  }
+  return apart;
+}
+
+// Lanes are cut into groups of neighbors.  Where each thread has its own group, it has at least
+// kMinGroup lanes: for fewer rows the products take as long as the weights take to come from the
+// outer caches, so that two threads with two lanes each are as fast as one thread with four.
 //
-// The network is cut into stages of some layers each, so few that their weights stay in a core's
-// level 2 cache: a thread works on one stage only.  `stages_` threads are a pipeline, through which
-// as many groups pass, one behind the other.  Where no cut makes the weights fit, there is one
-// stage, and every thread has its own group.
+// So the network is cut into stages of some layers each whose weights stay in a core's level 2
+// cache: a thread works on one stage only.  As many threads as there are stages are a pipeline,
+// through which as many groups pass, one behind the other, or as many as there are lanes: one lane
+// is as fast as the caches of all its threads together, though only one thread works at a time.
 //
 // The mixer takes the groups in turn, step by step, which is the order of the lockstep.  It is run
 // by whichever thread has nothing to predict: while one group is in the mixer, the others are in
@@ -261,21 +278,20 @@ class FrameDecoder {
         coders_(payloads.begin(), payloads.end()),
         histories_(payloads.size()),
         cache_(model_, payloads.size()),
-        threads_(std::clamp<size_t>(params.threads, 1,
-                                    most_decoding_threads(params.method, payloads.size()))),
-        stages_(stages_for(params, threads_)),
-        groups_(threads_) {
+        plan_(decoding_plan(params, payloads.size(), checked_threads(params.threads))),
+        together_(std::clamp<size_t>(payloads.size() / plan_.pipelines, 1, plan_.stages)),
+        groups_(plan_.pipelines * together_) {
     const size_t used = pieces_.active(0);  // lanes that are not empty
-    for (size_t i = 0; i < threads_; ++i) {
-      const size_t begin = used * i / threads_, end = used * (i + 1) / threads_;
-      groups_[i].init(begin, end, model_.arch().d_model);
+    for (size_t i = 0; i < groups_.size(); ++i) {
+      groups_[i].init(used * i / groups_.size(), used * (i + 1) / groups_.size(),
+                      model_.arch().d_model);
     }
     if (has_mixer(params))
       mixer_.emplace_back(mixer_params(params), raw.size(), static_cast<int>(payloads.size()));
   }
 
   void run(Interrupt interrupt) {
-    Job job(threads_, std::move(interrupt));
+    Job job(plan_.threads(), std::move(interrupt));
     run_threads(job, [&](size_t thread) { work(job, thread); });
   }
 
@@ -305,8 +321,8 @@ class FrameDecoder {
   };
 
   void work(Job& job, size_t thread) {
-    Place place{thread / stages_ * stages_, thread % stages_};
-    const size_t most = pieces_.lanes / threads_ + 1;  // lanes of a group
+    Place place{thread / plan_.stages * together_, thread % plan_.stages};
+    const size_t most = (pieces_.lanes + groups_.size() - 1) / groups_.size();  // lanes of a group
     Workspace workspace(model_, std::min(most, kTileRows));
     Distribution distribution;
     for (Next next = Next::kNothing;; next = Next::kNothing) {
@@ -322,10 +338,10 @@ class FrameDecoder {
   }
 
   void take_stage(Place& place, Workspace& workspace, Distribution& distribution) {
-    const size_t t = place.predicted / stages_;
-    Group& group = groups_[place.first_group + place.predicted % stages_];
+    const size_t t = place.predicted / together_;
+    Group& group = groups_[place.first_group + place.predicted % together_];
     predict(group, place.stage, t, workspace);
-    const bool last = place.stage + 1 == stages_, ends_step = last && !has_mixer(params_);
+    const bool last = place.stage + 1 == plan_.stages, ends_step = last && !has_mixer(params_);
     if (ends_step) {
       decode(group, t, distribution);
     } else if (last) {
@@ -337,17 +353,18 @@ class FrameDecoder {
 
   // kMix: this thread has been given the turn.
   Next look(const Place& place) {
-    const bool ended = place.predicted == pieces_.stride * stages_;
+    const size_t step = plan_.stages + 1;
+    const bool ended = place.predicted == pieces_.stride * together_;
     if (!ended) {
-      const size_t group = place.first_group + place.predicted % stages_;
-      if (done(group) == place.predicted / stages_ * (stages_ + 1) + place.stage)
-        return Next::kPredict;
+      const size_t group = place.first_group + place.predicted % together_;
+      if (done(group) == place.predicted / together_ * step + place.stage) return Next::kPredict;
     }
     if (!has_mixer(params_)) return ended ? Next::kEnd : Next::kNothing;
     size_t turn = mixed_.load(std::memory_order_acquire);
     if (turn == pieces_.stride * groups_.size()) return Next::kEnd;
-    const size_t predicted = turn / groups_.size() * (stages_ + 1) + stages_;
+    const size_t predicted = turn / groups_.size() * step + plan_.stages;
     if (done(turn % groups_.size()) != predicted) return Next::kNothing;
+    if (turns_.load(std::memory_order_relaxed) != turn) return Next::kNothing;
     return turns_.compare_exchange_strong(turn, turn + 1, std::memory_order_acq_rel)
                ? Next::kMix
                : Next::kNothing;
@@ -369,7 +386,8 @@ class FrameDecoder {
         const size_t lane = first + i;
         rows[i] = {static_cast<uint32_t>(lane), static_cast<uint32_t>(t), histories_[lane]};
       }
-      forward_part(model_, {rows, count}, layers * stage / stages_, layers * (stage + 1) / stages_,
+      forward_part(model_, {rows, count}, layers * stage / plan_.stages,
+                   layers * (stage + 1) / plan_.stages,
                    group.x.data() + place * model_.arch().d_model, cache_, workspace,
                    group.logits.data() + place * kLogits);
     }
@@ -442,11 +460,13 @@ class FrameDecoder {
   std::vector<RangeDecoder> coders_;  // (lanes)
   std::vector<uint32_t> histories_;   // (lanes)
   Cache cache_;
-  const size_t threads_, stages_;
-  std::deque<Group> groups_;      // (threads)
-  std::vector<Mixer> mixer_;      // one, with the mixer
-  std::atomic<size_t> turns_{0};  // step * groups + group: those that a thread has been given,
-  std::atomic<size_t> mixed_{0};  // and those that are over
+  const DecodingPlan plan_;
+  const size_t together_;     // groups of a pipeline
+  std::deque<Group> groups_;  // those of a pipeline lie together
+  std::vector<Mixer> mixer_;  // one, with the mixer
+  // step * groups + group: turns that a thread has been given, and those that are over.
+  alignas(kCacheLine) std::atomic<size_t> turns_{0};
+  std::atomic<size_t> mixed_{0};
 };
 
 }  // namespace
@@ -472,8 +492,11 @@ size_t most_encoding_threads(Method method) {
   return kMaxThreads;
 }
 
-size_t most_decoding_threads(Method method, size_t lanes) {
-  return method == Method::kMixer ? 1 : std::clamp<size_t>(lanes / kMinGroup, 1, kMaxThreads);
+size_t most_decoding_threads(const FrameParams& params, size_t lanes) {
+  size_t most = 1;
+  for (size_t threads = 2; threads <= kMaxThreads; ++threads)
+    most = std::max(most, decoding_plan(params, lanes, threads).threads());
+  return most;
 }
 
 Payloads encode_frame(const FrameParams& params, std::span<const uint8_t> raw, size_t lanes,
@@ -513,10 +536,13 @@ size_t frame_memory(const FrameParams& params, size_t raw_size, size_t lanes) {
   size_t bytes = lanes * 256 + raw_size;  // coders, their copies
   if (has_mixer(params)) bytes += mixer_memory(mixer_params(params), raw_size, lanes);
   if (params.model != nullptr) {
-    // No more rows than lanes are worked on; threads round up, to twice as many at most.
+    // Threads work on no more rows than lanes, but that each rounds up: there are at most lanes of
+    // them, or, as there are at most kMinGroup lanes in so small a frame, kMostStages.
+    static_assert(kMostStages <= kMinGroup);
     const size_t x = params.model->arch().d_model * sizeof(int32_t);
     bytes += Cache::memory(*params.model, lanes) +
-             2 * lanes * (Workspace::memory(*params.model, 1) + 2 * kLogits * sizeof(int32_t) + x);
+             (2 * lanes + kMostStages) * Workspace::memory(*params.model, 1) +
+             lanes * (2 * kLogits * sizeof(int32_t) + x);
   }
   return bytes;
 }

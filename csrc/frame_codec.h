@@ -42,8 +42,8 @@ struct FrameParams {
   int table_bits = 0;                 // for those with the mixer: log2 of its memory
   MixerProfile profile = MixerProfile::kText;
   size_t threads = 1;
-  // Stages of the network when decoding; 0, or what is no divisor of the threads, or more than there
-  // are layers: what suits this CPU.
+  // Stages of the network when decoding; 0, or more than there are threads or layers: what suits
+  // this CPU.
   size_t stages = 0;
 };
 
@@ -61,7 +61,7 @@ void decode_frame(const FrameParams& params, std::span<const std::span<const uin
 
 // Threads that can be of use for a frame: no more are started.
 size_t most_encoding_threads(Method method);
-size_t most_decoding_threads(Method method, size_t lanes);
+size_t most_decoding_threads(const FrameParams& params, size_t lanes);
 
 // Bytes that decoding takes at most beside raw bytes, payloads and model, for any number of
 // threads.

@@ -220,8 +220,9 @@ size_t py_frame_memory(const ModelOrNone& model, size_t raw_size, size_t lanes, 
 size_t py_most_encoding_threads(int method) {
   return most_encoding_threads(static_cast<Method>(method));
 }
-size_t py_most_decoding_threads(int method, size_t lanes) {
-  return most_decoding_threads(static_cast<Method>(method), lanes);
+size_t py_most_decoding_threads(const ModelOrNone& model, int method, size_t lanes) {
+  return most_decoding_threads(
+      frame_params(model.value_or(nullptr), method, kMixerMinLog2Memory, 1, "text"), lanes);
 }
 
 }  // namespace
@@ -251,7 +252,8 @@ void bind_engine(py::module_& m) {
         py::arg("raw_size"), py::arg("method"), py::arg("table_bits"), py::arg("threads"),
         py::arg("profile") = "text", py::arg("interrupt") = py::none());
   m.def("most_encoding_threads", &py_most_encoding_threads, py::arg("method"));
-  m.def("most_decoding_threads", &py_most_decoding_threads, py::arg("method"), py::arg("lanes"));
+  m.def("most_decoding_threads", &py_most_decoding_threads, py::arg("model").none(true),
+        py::arg("method"), py::arg("lanes"));
   m.def("frame_memory", &py_frame_memory, py::arg("model").none(true), py::arg("raw_size"),
         py::arg("lanes"), py::arg("method"), py::arg("table_bits"));
 }

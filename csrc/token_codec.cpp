@@ -246,7 +246,9 @@ TokenTeams token_teams(size_t lanes, size_t threads, Kernel kernel) {
   threads = std::clamp<size_t>(threads, 1, kMaxThreads);
   const size_t most = std::clamp<size_t>(lanes / kLeastShare, 1, threads);
   if (kernel != Kernel::kAmx) return {most, most > 1 ? 1 : std::min(threads, kMostTokenTeam)};
-  const size_t wanted = std::min(most, (lanes + kAmxRows - 1) / kAmxRows);
+  const size_t by_lanes = (lanes + kAmxRows - 1) / kAmxRows;
+  const size_t by_threads = (threads + kMostTokenTeam - 1) / kMostTokenTeam;
+  const size_t wanted = std::min(most, std::max(by_lanes, by_threads));
   const size_t size = std::min(threads / wanted, kMostTokenTeam);
   return {std::min(most, threads / size), size};
 }

@@ -83,7 +83,7 @@ class NativeCodec:
             )
 
     def decode_frame(self, payloads: Sequence[bytes], raw_size: int) -> bytes:
-        most = _core.most_decoding_threads(self.method, len(payloads))
+        most = _core.most_decoding_threads(self._model, self.method, len(payloads))
         with self._threads.take(sum(map(len, payloads)), most) as threads:
             return _core.decode_frame(
                 self._model,

@@ -173,34 +173,38 @@ void check_frames(const Case& c, const ExactModel& model) {
   }
 }
 
-// The network in stages, each of its own thread, of which some have no layer more than others; the
-// last step leaves groups without a lane.
+// The network in stages, each of its own thread, of which some have a layer more than others; the
+// last steps leave groups without a lane, or there are none from the start.
 void check_stages(Random& rng) {
   const Architecture architecture = {
       64, 5, 4, 2, 16, 64, {8, 3, 16, 5, 12}, {{2, 8, 0, 32}, {3, 9, 32, 32}}};
   const ExactModel model = test::RandomModel(architecture, 5).model();
-  constexpr size_t kLanes = 24;
-  std::vector<uint8_t> raw(kLanes * 70 + 3);
-  for (uint8_t& byte : raw) byte = static_cast<uint8_t>(97 + rng.below(5));
-  for (const Method method : {Method::kNetwork, Method::kNetworkMixer}) {
-    FrameParams params = {method, &model, 16, MixerProfile::kText, 1, 0};
-    const Payloads payloads = encode_frame(params, raw, kLanes);
-    for (size_t threads = 1; threads <= kLanes / 4; ++threads) {
-      for (size_t stages = 0; stages <= threads; ++stages) {
-        if (stages != 0 && threads % stages != 0) continue;
-        params.threads = threads, params.stages = stages;
-        std::vector<uint8_t> back(raw.size());
-        decode_frame(params, views(payloads), back);
-        CHECK(back == raw);
-        Payloads damaged = payloads;
-        damaged[rng.below(kLanes)].resize(3);
-        bool refused = false;
-        try {
-          decode_frame(params, views(damaged), back);
-        } catch (const CorruptError&) {
-          refused = true;
+  struct Size {
+    size_t lanes, raw;
+  };
+  for (const Size size : {Size{24, 24 * 70 + 3}, Size{24, 9}, Size{24, 3}, Size{4, 200}, Size{3, 7},
+                          Size{2, 51}, Size{1, 40}}) {
+    std::vector<uint8_t> raw(size.raw);
+    for (uint8_t& byte : raw) byte = static_cast<uint8_t>(97 + rng.below(5));
+    for (const Method method : {Method::kNetwork, Method::kNetworkMixer}) {
+      FrameParams params = {method, &model, 16, MixerProfile::kText, 1, 0};
+      const Payloads payloads = encode_frame(params, raw, size.lanes);
+      for (params.threads = 1; params.threads <= 7; ++params.threads) {
+        for (params.stages = 0; params.stages <= params.threads; ++params.stages) {
+          std::vector<uint8_t> back(raw.size());
+          decode_frame(params, views(payloads), back);
+          CHECK(back == raw);
+          if (size.raw < 100) continue;
+          Payloads damaged = payloads;
+          damaged[rng.below(size.lanes)].resize(3);
+          bool refused = false;
+          try {
+            decode_frame(params, views(damaged), back);
+          } catch (const CorruptError&) {
+            refused = true;
+          }
+          CHECK(refused);
         }
-        CHECK(refused);
       }
     }
   }
@@ -324,21 +328,43 @@ void check_parts(const DotKernel& dot, Input input, int low, int high, size_t in
   AlignedArray<uint8_t> scratch(scratch_bytes(kRows, inputs));
   for (const size_t rows :
        {size_t{1}, size_t{4}, size_t{7}, size_t{16}, size_t{18}, size_t{33}, kRows}) {
-    std::vector<int32_t> out(rows * kOutputs, -1);
-    for (size_t i = 0; i + 1 < std::size(kCuts); ++i) {
+    std::vector<int32_t> expected(rows * kOutputs);
+    for (size_t i = 0; i < expected.size(); ++i) {
+      for (size_t c = 0; c < inputs; ++c)
+        expected[i] += weights[i % kOutputs * inputs + c] * x[i / kOutputs * inputs + c];
+    }
+    for (size_t i = 0; i + 1 < std::size(kCuts); ++i) {  // others' sums stay as they are
+      std::vector<int32_t> out(rows * kOutputs, -1);
       dot.multiply(matrix.part(kCuts[i], kCuts[i + 1]), x.data(), rows, out.data() + kCuts[i],
                    scratch.data());
-    }
-    for (size_t i = 0; i < out.size(); ++i) {
-      int32_t sum = 0;
-      for (size_t c = 0; c < inputs; ++c)
-        sum += weights[i % kOutputs * inputs + c] * x[i / kOutputs * inputs + c];
-      CHECK(out[i] == sum);
+      for (size_t j = 0; j < out.size(); ++j) {
+        const size_t output = j % kOutputs;
+        CHECK(out[j] == (kCuts[i] <= output && output < kCuts[i + 1] ? expected[j] : -1));
+      }
     }
   }
 }
 
+// The greatest sums of 14 bits: the high parts' alone, times 128, have 33.
+void check_extreme(const DotKernel& dot) {
+  constexpr size_t kInputs = 8192;
+  constexpr int16_t kMost = 0x7FFFFFFF / (127 * kInputs);
+  const std::vector<int8_t> weights(16 * kInputs, 127);
+  AlignedArray<int8_t> packed(weights.size());
+  dot.pack(weights.data(), 16, kInputs, Input::kInt14, packed.data());
+  const std::vector<int32_t> row_sums(16, 127 * kInputs);
+  AlignedArray<uint8_t> scratch(scratch_bytes(4, kInputs));
+  for (const int16_t value : {kMost, static_cast<int16_t>(-kMost)}) {
+    const std::vector<int16_t> x(4 * kInputs, value);
+    const MatrixView view = {Input::kInt14, 16, 16, kInputs, packed.data(), row_sums.data(), false};
+    std::vector<int32_t> out(4 * 16);
+    dot.multiply(view, x.data(), 4, out.data(), scratch.data());
+    for (const int32_t sum : out) CHECK(sum == int32_t{127} * int32_t{kInputs} * value);
+  }
+}
+
 void check_products(const DotKernel& dot, Random& rng) {
+  check_extreme(dot);
   for (const size_t inputs : {size_t{96}, size_t{128}}) {
     for (const bool from_memory : {false, true}) {
       check_parts<int8_t>(dot, Input::kInt8, -127, 127, inputs, from_memory, rng);

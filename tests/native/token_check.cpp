@@ -328,11 +328,11 @@ void check_teams(size_t lanes, size_t threads, Kernel kernel, size_t teams, size
 
 void check_teams() {
   for (const Kernel kernel : {Kernel::kPortable, Kernel::kVnni, Kernel::kAmx, Kernel::kDotprod}) {
-    for (size_t lanes = 1; lanes <= 300; ++lanes) {
+    for (size_t lanes = 0; lanes <= 300; ++lanes) {
       size_t most = 0;
       for (size_t threads = 0; threads <= 300; ++threads) {
         const TokenTeams made = token_teams(lanes, threads, kernel);
-        CHECK(made.teams >= 1 && made.teams <= lanes && made.size >= 1);
+        CHECK(made.teams >= 1 && made.teams <= std::max<size_t>(lanes, 1) && made.size >= 1);
         CHECK(made.size <= kMostTokenTeam && made.threads() <= std::max<size_t>(threads, 1));
         most = std::max(most, made.threads());
       }
@@ -348,6 +348,7 @@ void check_teams() {
   check_teams(96, 2, Kernel::kAmx, 2, 1);
   check_teams(96, 3, Kernel::kAmx, 3, 1);
   check_teams(96, 4, Kernel::kAmx, 2, 2);
+  check_teams(48, 6, Kernel::kAmx, 2, 3);
   check_teams(12, 16, Kernel::kAmx, 4, 4);
   check_teams(4, 16, Kernel::kAmx, 2, 4);
 }

@@ -5,6 +5,8 @@ Equality is exact everywhere, whatever the batch, the cut of the input, the thre
 
 import importlib.util
 import itertools
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -343,3 +345,34 @@ def test_frame_memory_grows_with_lanes_and_tables(small_model: _core.ExactModel)
     many = _core.frame_memory(small_model, 1000, 64, 1, 0)
     assert few < many
     assert _core.frame_memory(small_model, 1000, 64, 3, 20) >= many + (1 << 20)
+
+
+SMALL_SIGNAL_STACK = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+class Stack(ctypes.Structure):
+    _fields_ = [("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+memory = ctypes.create_string_buffer(8192)
+stack = ctypes.byref(Stack(ctypes.addressof(memory), 0, 8192))
+if STACK_FIRST:
+    assert libc.sigaltstack(stack, None) == 0
+import lmzip
+print(*lmzip.kernels())
+assert lmzip.decompress(lmzip.compress(b"some text " * 99)) == b"some text " * 99
+if not STACK_FIRST:
+    assert libc.sigaltstack(stack, None) == 0
+"""
+
+
+@pytest.mark.skipif("amx" not in KERNELS, reason="no AMX here")
+@pytest.mark.parametrize("stack_first", [True, False])
+def test_amx_is_left_alone_where_it_cannot_be_had_or_is_not_wanted(stack_first: bool) -> None:
+    """Linux gives no tiles to a process with a small signal stack, nor such a stack afterwards."""
+    environment = dict(os.environ)
+    environment.pop("LMZIP_KERNEL", None)
+    if not stack_first:
+        environment["LMZIP_KERNEL"] = "vnni"
+    code = SMALL_SIGNAL_STACK.replace("STACK_FIRST", str(stack_first))
+    command = [sys.executable, "-c", code]
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert child.stdout.split()[-1] == "vnni"

@@ -493,10 +493,7 @@ size_t most_encoding_threads(Method method) {
 }
 
 size_t most_decoding_threads(const FrameParams& params, size_t lanes) {
-  size_t most = 1;
-  for (size_t threads = 2; threads <= kMaxThreads; ++threads)
-    most = std::max(most, decoding_plan(params, lanes, threads).threads());
-  return most;
+  return decoding_plan(params, lanes, kMaxThreads).threads();
 }
 
 Payloads encode_frame(const FrameParams& params, std::span<const uint8_t> raw, size_t lanes,
